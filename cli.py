@@ -1,0 +1,5 @@
+"""Launcher for a checkout: ``python cli.py ...``."""
+
+from vpgtrans.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""Tests mirror the package; ``tiny.py`` builds real, tiny models."""

@@ -1,0 +1,1 @@
+"""Alignment of two LLMs' embedding spaces, fused into the projector: pure tensors, no images."""

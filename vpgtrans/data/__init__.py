@@ -1,0 +1,1 @@
+"""Image-text data: formats, prompts and labels, batches."""

@@ -1,0 +1,1 @@
+"""The embedded demo: a transfer between two small LLMs on any machine."""

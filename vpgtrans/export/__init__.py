@@ -1,0 +1,1 @@
+"""Stock model folders that load without this package."""
