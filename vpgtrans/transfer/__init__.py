@@ -1,0 +1,1 @@
+"""The pipeline: preflight, convert, fuse, stages, evaluate, export, each resumed by its artefact."""
