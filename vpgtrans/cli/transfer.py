@@ -1,0 +1,32 @@
+"""``vpgtrans transfer``: everything, resumable."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vpgtrans.cli.options import JsonOption, OutOption, RecipeArgument, SetOption
+from vpgtrans.console import Console
+
+
+def transfer(
+    recipe: RecipeArgument,
+    out: OutOption,
+    overrides: SetOption = [],  # noqa: B006  (Typer reads the default; it is never mutated)
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, train nothing.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Port a VPG to a new LLM: convert, fuse, warm up, fine-tune, evaluate, export."""
+    from vpgtrans.cli.render import show_plan, show_result
+    from vpgtrans.recipe import load_recipe
+    from vpgtrans.transfer.folder import RunFolder
+    from vpgtrans.transfer.pipeline import run_transfer
+    from vpgtrans.transfer.preflight import preflight
+
+    console = Console(json_only=as_json)
+    loaded = load_recipe(recipe, overrides)
+    if dry_run:
+        show_plan(console, preflight(loaded, RunFolder(Path(out)), console))
+        return
+    result = run_transfer(loaded, Path(out), console)
+    show_result(console, result)

@@ -1,0 +1,118 @@
+"""Every mistake a user can make, found before anything expensive starts, and all at once."""
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from vpgtrans.data.load import load_records
+from vpgtrans.errors import DataError, PreflightError, VPGTransError
+from vpgtrans.progress import SILENT, Progress
+from vpgtrans.recipe import DataSource, Recipe
+from vpgtrans.transfer.folder import RunFolder, write_facts
+from vpgtrans.vlm.anatomy import plan_port
+from vpgtrans.weights.disk import need_space
+from vpgtrans.weights.headers import tensor_infos
+from vpgtrans.weights.locate import ModelFiles, locate_model
+
+
+def preflight(recipe: Recipe, folder: RunFolder, progress: Progress = SILENT) -> dict[str, Any]:
+    """Check a recipe against the world and write ``plan.json``.
+
+    Looks at configs, tensor headers, tokenizers, data files and the output folder; loads no model.
+
+    Returns:
+        The plan: what is inherited, converted and trained, and how much data each stage has.
+
+    Raises:
+        PreflightError: with every problem found.
+    """
+    problems = folder.problems(recipe)
+    source = _try(problems, lambda: locate_model(recipe.source.model, recipe.source.revision))
+    target = _try(problems, lambda: locate_model(recipe.target.model, recipe.target.revision))
+    plan: dict[str, Any] = {"recipe": recipe.name}
+    if source is not None and target is not None:
+        port = _try(problems, lambda: plan_port(source, target))
+        if port is not None:
+            problems += port.blockers
+            plan["parts"] = [dict(zip(("part", "action", "detail"), row, strict=True)) for row in port.rows]
+        if not problems:
+            _try(problems, lambda: _check_anchors(recipe, source, target))
+        _try(problems, lambda: _check_space(folder.root, target))
+    with progress.task("checking the data", unit="images"):
+        plan["data"] = _check_data(recipe, problems)
+    for tracker in recipe.report_to:
+        if importlib.util.find_spec(tracker) is None:
+            problems.append(f"report_to: {tracker} is not installed; pip install 'vpgtrans[{tracker}]'")
+    if problems:
+        raise PreflightError(problems)
+    folder.claim(recipe)
+    plan["stages"] = [
+        {"name": stage.name, "trains": sorted(stage.parts), "learning_rate": stage.peak_learning_rate}
+        for stage in recipe.stages
+    ]
+    write_facts(folder.plan, plan)
+    return plan
+
+
+def needs_converter(recipe: Recipe) -> bool:
+    """Whether the projector's initialisation goes through a word converter."""
+    return recipe.init.projector in ("converter", "converter+captions")
+
+
+def _try[T](problems: list[str], check: Callable[[], T]) -> T | None:
+    try:
+        return check()
+    except PreflightError as error:
+        problems += error.problems
+    except VPGTransError as error:
+        problems.append(str(error))
+    return None
+
+
+def _check_anchors(recipe: Recipe, source: ModelFiles, target: ModelFiles) -> None:
+    if not needs_converter(recipe) or recipe.converter.method in ("random", "identity", "from-file"):
+        return
+    if recipe.converter.pairs == "captions":
+        return
+    from vpgtrans.alignment.converter import check_anchor_count
+    from vpgtrans.alignment.tables import load_tokenizer
+    from vpgtrans.alignment.vocabulary import vocabulary_anchors
+
+    rows = [_table_rows(files) for files in (source, target)]
+    anchors = vocabulary_anchors(load_tokenizer(source), load_tokenizer(target), rows[0], rows[1])
+    check_anchor_count(len(anchors), recipe.converter)
+
+
+def _table_rows(files: ModelFiles) -> int:
+    from vpgtrans.alignment.tables import embedding_info
+
+    return embedding_info(files).shape[0]
+
+
+def _check_space(root: Path, target: ModelFiles) -> None:
+    """The export holds the LLM once more."""
+    size = sum(path.stat().st_size for path in target.weight_files())
+    tensor_infos(target)
+    need_space(root, size, "the exported model")
+
+
+def _sources(recipe: Recipe) -> Iterator[tuple[str, DataSource]]:
+    for split in ("train", "validation", "test"):
+        for position, source in enumerate(getattr(recipe.data, split)):
+            yield f"data.{split}.{position}", source
+    for stage in recipe.stages:
+        for position, source in enumerate(stage.data.train if stage.data else ()):
+            yield f"stages.{stage.name}.data.train.{position}", source
+
+
+def _check_data(recipe: Recipe, problems: list[str]) -> dict[str, Any]:
+    counts: dict[str, Any] = {}
+    for key, source in _sources(recipe):
+        records = _try(problems, lambda source=source: load_records(source))  # type: ignore[misc]
+        if records is not None:
+            counts[key] = {"images": len(records), "texts": sum(len(record.texts) for record in records)}
+    for stage in recipe.stages:
+        if not (stage.data or recipe.data).train:
+            problems.append(str(DataError(f"stage '{stage.name}' has no data.train")))
+    return counts
