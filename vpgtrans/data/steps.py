@@ -1,0 +1,95 @@
+"""What a training stage reads: the batches of each step, by the step's number alone.
+
+The next step is made in a thread while this one trains. The thread makes exactly one step and
+ends, so that none is left behind; what it raises is raised where its step is asked for.
+"""
+
+import math
+import threading
+from concurrent.futures import Future
+
+from vpgtrans.data.batches import Batch, Collator
+from vpgtrans.data.order import PairItem, PairOrder
+
+
+class StepBatches:
+    """The micro-batches of every step of a stage."""
+
+    def __init__(
+        self,
+        order: PairOrder,
+        collator: Collator,
+        num_steps: int,
+        *,
+        micro_batch_size: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        prefetch: bool = True,
+    ) -> None:
+        """Plan a stage.
+
+        Args:
+            order: Which pairs a step consists of.
+            collator: Makes batches of them.
+            num_steps: Optimizer steps of the stage.
+            micro_batch_size: Pairs of one forward pass; None: the whole step in one.
+            rank: This process's number; each process gets its own consecutive share of a step.
+            world_size: Number of processes.
+            prefetch: Make the next step in a thread.
+        """
+        self.order = order
+        self.collator = collator
+        self.num_steps = num_steps
+        self.micro_batch_size = micro_batch_size
+        self.rank = rank
+        self.world_size = world_size
+        self.prefetch = prefetch
+        self._ahead: tuple[int, Future[list[Batch]]] | None = None
+
+    def pairs_in(self, step: int) -> list[PairItem]:
+        """Return the pairs of a step, over all processes."""
+        return self.order.step(step)
+
+    def micro_batches(self, step: int) -> list[Batch]:
+        """Return this process's batches of a step.
+
+        Raises:
+            DataError: An image or text of this step cannot be used.
+        """
+        ahead, self._ahead = self._ahead, None
+        batches = ahead[1].result() if ahead is not None and ahead[0] == step else self._make(step)
+        if self.prefetch and step + 1 < self.num_steps:
+            self._ahead = (step + 1, self._start(step + 1))
+        return batches
+
+    def _start(self, step: int) -> "Future[list[Batch]]":
+        future: Future[list[Batch]] = Future()
+
+        def work() -> None:
+            try:
+                future.set_result(self._make(step))
+            except BaseException as error:  # noqa: BLE001 - raised again where the step is asked for
+                future.set_exception(error)
+
+        threading.Thread(target=work, name=f"step-{step}", daemon=True).start()
+        return future
+
+    def _make(self, step: int) -> list[Batch]:
+        pairs = self.order.step(step)
+        first = len(pairs) * self.rank // self.world_size
+        end = len(pairs) * (self.rank + 1) // self.world_size
+        size = self.micro_batch_size or max(len(pairs), 1)
+        batches = []
+        for start in range(first, end, size):
+            items = pairs[start : min(start + size, end)]
+            batches.append(self.collator([item[:2] for item in items], pair_ids=[item[2] for item in items]))
+        return batches
+
+
+def steps_of(order: PairOrder, epochs: float | None, max_steps: int | None) -> int:
+    """Return a stage's optimizer steps from a number of epochs or of steps."""
+    if max_steps is not None:
+        return max_steps
+    if epochs is None:
+        raise ValueError("give one of 'epochs' and 'max_steps'")
+    return math.ceil(round(epochs * order.steps_per_epoch, 6))
