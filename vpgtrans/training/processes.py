@@ -1,0 +1,74 @@
+"""The few things that differ between one process and ``accelerate launch``.
+
+Nothing is wrapped: ``Trainable.loss`` is a method, not ``module.forward``, and a frozen LLM has no
+gradients to reduce. Each process takes every n-th micro-batch of a step, the trainable gradients and
+the counts are summed, and so the result is that of one process up to the order of the sums.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from vpgtrans.recipe import Stage
+from vpgtrans.training.metrics import check_trackers
+
+Item = TypeVar("Item")
+
+
+def start_accelerator(report_to: Sequence[str], run_folder: Path) -> Accelerator:
+    """Return the accelerator, without trackers started.
+
+    Mixed precision stays off: the LLM has its own dtype, what is trained is float32.
+
+    Raises:
+        RecipeError: if a library of ``report_to`` is not installed.
+    """
+    check_trackers(report_to)
+    return Accelerator(mixed_precision="no", log_with=list(report_to) or None, project_dir=str(run_folder))
+
+
+def own_share(accelerator: Accelerator, items: Sequence[Item]) -> Sequence[Item]:
+    """Return this process's share of a step's micro-batches."""
+    return items[accelerator.process_index :: accelerator.num_processes]
+
+
+def sum_gradients(accelerator: Accelerator, parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Sum the gradients over all processes; a process without one adds zeros."""
+    if accelerator.num_processes == 1:
+        return
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        parameter.grad = accelerator.reduce(parameter.grad, reduction="sum")
+
+
+def sum_counts(accelerator: Accelerator, counts: Sequence[float]) -> list[float]:
+    """Sum a few numbers over all processes, in float64."""
+    if accelerator.num_processes == 1:
+        return list(counts)
+    tensor = torch.tensor(counts, dtype=torch.float64, device=accelerator.device)
+    return [float(value) for value in accelerator.reduce(tensor, reduction="sum")]
+
+
+def gather_list(accelerator: Accelerator, items: list[Any]) -> list[Any]:
+    """Return all processes' items in the order of the processes."""
+    if accelerator.num_processes == 1:
+        return items
+    gathered: list[Any] = gather_object(items)
+    return gathered
+
+
+def start_trackers(accelerator: Accelerator, report_to: Sequence[str], stage: Stage) -> list[Any]:
+    """Start accelerate's trackers for one stage; none on other processes than the main one."""
+    if not report_to:
+        return []
+    config = {
+        key: value if isinstance(value, int | float | str | bool) else str(value)
+        for key, value in stage.model_dump(exclude={"data"}).items()
+    }
+    accelerator.init_trackers("vpgtrans", config=config)
+    return list(accelerator.trackers) if accelerator.is_main_process else []
