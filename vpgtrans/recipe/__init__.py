@@ -1,6 +1,7 @@
 """Recipes: what a transfer consists of, as strictly checked data."""
 
 from vpgtrans.recipe.load import (
+    apply_overrides,
     check_recipe,
     differing_keys,
     dump_recipe,
@@ -38,6 +39,7 @@ __all__ = [
     "Prompt",
     "Recipe",
     "Stage",
+    "apply_overrides",
     "check_recipe",
     "differing_keys",
     "dump_recipe",

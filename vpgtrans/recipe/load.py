@@ -65,9 +65,17 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     tree = _parse(path.read_text(encoding="utf-8"), str(path))
     if not isinstance(tree, dict):
         raise RecipeError(f"{path}: a recipe is a YAML mapping with keys like 'source' and 'target'")
+    return check_recipe(apply_overrides(tree, overrides))
+
+
+def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Set ``section.key=value`` words in a parsed tree, in place, and return it.
+
+    List entries are named by position or by their ``name``: ``stages.warmup.epochs=2``.
+    """
     for override in overrides:
         _apply(tree, override)
-    return check_recipe(tree)
+    return tree
 
 
 def check_recipe(tree: dict[str, Any]) -> Recipe:
@@ -118,8 +126,10 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     parsed = _parse(value, f"--set {key}")
     if isinstance(place, list):
         place[_index(place, last, key)] = parsed
-    else:
+    elif isinstance(place, dict):
         place[last] = parsed
+    else:
+        raise RecipeError(f"--set {key}: '{last}' lies below a value that is no section")
 
 
 def _step(place: Any, section: str, key: str) -> Any:

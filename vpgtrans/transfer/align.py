@@ -1,10 +1,11 @@
 """The two steps before training: fit the word converter, and fuse it into the source projector."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vpgtrans.errors import DataError, RunFolderError
+from vpgtrans.errors import DataError, RunFolderError, ShapeError
 from vpgtrans.progress import SILENT, Progress
 from vpgtrans.recipe import Recipe
 from vpgtrans.transfer.context import Context, Item, spread
@@ -28,7 +29,11 @@ def made_from(recipe: Recipe, *sections: str) -> dict[str, Any]:
 
 
 def convert(
-    recipe: Recipe, out: Path, progress: Progress = SILENT, captions: Path | None = None, context: Context | None = None
+    recipe: Recipe,
+    out: Path,
+    progress: Progress = SILENT,
+    captions: Path | None = None,
+    context: Context | None = None,
 ) -> dict[str, Any]:
     """Fit the word converter of a recipe and write ``converter.safetensors`` and ``converter.json``.
 
@@ -77,7 +82,9 @@ def convert(
     return facts
 
 
-def fuse(recipe: Recipe, out: Path, progress: Progress = SILENT, context: Context | None = None) -> dict[str, Any]:
+def fuse(
+    recipe: Recipe, out: Path, progress: Progress = SILENT, context: Context | None = None
+) -> dict[str, Any]:
     """Initialise the projector for the target LLM and write ``projector-init.safetensors``.
 
     The converter in ``out`` is composed into the source projector in float64 and its scale
@@ -101,7 +108,9 @@ def fuse(recipe: Recipe, out: Path, progress: Progress = SILENT, context: Contex
     tensors = {"weight": projector.weight.detach().float().cpu()}
     if projector.bias is not None:
         tensors["bias"] = projector.bias.detach().float().cpu()
-    atomic_save_tensors(folder.projector_init, {name: tensor.contiguous() for name, tensor in tensors.items()})
+    atomic_save_tensors(
+        folder.projector_init, {name: tensor.contiguous() for name, tensor in tensors.items()}
+    )
     facts |= {"init": recipe.init.projector, "calibration": recipe.init.calibration, "made_from": origin}
     write_facts(folder.projector_facts, facts)
     return facts
@@ -118,7 +127,9 @@ def install_projector(context: Context) -> None:
 
     folder = context.folder
     if not folder.projector_init.is_file():
-        raise RunFolderError(f"no {folder.projector_init.name} in {folder.root}: run `vpgtrans fuse` into that folder first")
+        raise RunFolderError(
+            f"no {folder.projector_init.name} in {folder.root}: run `vpgtrans fuse` into that folder first"
+        )
     tensors = load_file(folder.projector_init)
     out_features, in_features = tensors["weight"].shape
     projector = nn.Linear(in_features, out_features, bias="bias" in tensors)
@@ -133,7 +144,8 @@ def _finished(facts_file: Path, artefact: Path, origin: dict[str, Any]) -> dict[
     if facts.get("made_from") != origin:
         differing = sorted(key for key in origin if facts.get("made_from", {}).get(key) != origin[key])
         raise RunFolderError(
-            f"{artefact} was made from other settings ({', '.join(differing)} differ); give a new --out folder"
+            f"{artefact} was made from other settings ({', '.join(differing)} differ); "
+            "give a new --out folder"
         )
     return facts
 
@@ -141,7 +153,7 @@ def _finished(facts_file: Path, artefact: Path, origin: dict[str, Any]) -> dict[
 def _base_projector(context: Context) -> "nn.Linear":
     """Return the projector before calibration."""
     from vpgtrans.alignment.fusion import fuse as compose
-    from vpgtrans.alignment.fusion import random_projector, source_projector
+    from vpgtrans.alignment.fusion import random_projector
 
     recipe, ported = context.recipe, context.ported
     kind = recipe.init.projector
@@ -149,7 +161,12 @@ def _base_projector(context: Context) -> "nn.Linear":
     if kind == "random":
         return random_projector(ported.source_projector.in_features, width, recipe.seed)
     if kind == "source":
-        return source_projector(ported.source_projector, width)
+        if ported.source_projector.out_features != width:
+            raise ShapeError(
+                f"init.projector: source needs equal widths; the source projector writes "
+                f"{ported.source_projector.out_features}, {recipe.target.model} reads {width}; use converter"
+            )
+        return ported.source_projector
     if kind == "captions":
         return _from_captions(context, None)
     fused = compose(ported.source_projector, _read_converter(context))
@@ -162,13 +179,17 @@ def _read_converter(context: Context) -> "Converter":
     folder = context.folder
     facts = read_facts(folder.converter_facts)
     if facts is None:
-        raise RunFolderError(f"no {folder.converter.name} in {folder.root}: run `vpgtrans convert` into that folder first")
+        raise RunFolderError(
+            f"no {folder.converter.name} in {folder.root}: run `vpgtrans convert` into that folder first"
+        )
     origin = facts.get("made_from", {})
     for key in ("source", "target"):
         wanted = context.recipe.model_dump(mode="json")[key]["model"]
         found = origin.get(key, {}).get("model", wanted)
         if found != wanted:
-            raise RunFolderError(f"{folder.converter} was made for {key} {found}, not {wanted}; give a new --out folder")
+            raise RunFolderError(
+                f"{folder.converter} was made for {key} {found}, not {wanted}; give a new --out folder"
+            )
     return Converter.load(folder.root)
 
 
@@ -209,7 +230,9 @@ def vpg_outputs(context: Context, items: list[Item], layout: str = LAYOUTS[0]) -
         for start in range(0, len(items), 32):
             part = items[start : start + 32]
             batch = collate([item.pair for item in part]).to(context.device)
-            rows.append(context.trainee.vpg_output(batch)[batch.image_index].float().cpu())
+            with torch.no_grad():
+                outputs_UNQ = context.trainee.vpg_output(batch)
+            rows.append(outputs_UNQ[batch.image_index].float().cpu())
             task.advance(len(part))
     return torch.cat(rows)
 
@@ -271,7 +294,9 @@ class _Measure:
         batches = []
         for start in range(0, len(self._items), 16):
             batch = collate([item.pair for item in self._items[start : start + 16]]).to(context.device)
-            batches.append(batch.with_features(context.trainee.vpg_output(batch), "vpg"))
+            with torch.no_grad():
+                outputs_UNQ = context.trainee.vpg_output(batch)
+            batches.append(replace(batch, pixel_values=None, features=outputs_UNQ, features_cut="vpg"))
         family, model = context.ported.family, context.ported.model
 
         def loss_of(projector: "nn.Linear") -> float:

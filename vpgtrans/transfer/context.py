@@ -1,13 +1,18 @@
 """What the steps of one run share: models, tokens, data, features; each loaded once, when first needed."""
 
+import shutil
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vpgtrans.data.batches import Collator, PairOrder, StepBatches
+from vpgtrans.data.batches import Collator
+from vpgtrans.data.check import check_images
 from vpgtrans.data.load import Mix, load_mix
+from vpgtrans.data.order import PairOrder
 from vpgtrans.data.prompts import PromptEncoder
 from vpgtrans.data.records import Record, TextPair
+from vpgtrans.data.steps import StepBatches, steps_of
 from vpgtrans.errors import DataError, RunFolderError
 from vpgtrans.progress import SILENT, Progress
 from vpgtrans.recipe import Data, Recipe, Stage
@@ -20,6 +25,10 @@ if TYPE_CHECKING:
     from vpgtrans.vlm.assemble import Ported
     from vpgtrans.vlm.features import FeatureStore
     from vpgtrans.vlm.forward import Trainee
+
+
+FEATURE_BYTES = 32 * 2**30
+"""Above this size ``features.cache: auto`` computes vision features anew each time."""
 
 
 @dataclass(frozen=True)
@@ -92,9 +101,7 @@ class Context:
     def mix(self, data: Data) -> Mix:
         """Return the training sets of a data section, unreadable images left out."""
         if data not in self._mixes:
-            self._mixes[data] = load_mix(
-                data.train, data.max_unreadable, report=self.folder.unreadable, progress=self.progress
-            )
+            self._mixes[data] = self._readable(load_mix(data.train), data.max_unreadable)
         return self._mixes[data]
 
     @cached_property
@@ -111,8 +118,16 @@ class Context:
         sources = getattr(self.recipe.data, split)
         if not sources:
             return []
-        mix = load_mix(sources, self.recipe.data.max_unreadable, report=self.folder.unreadable, progress=self.progress)
+        mix = load_mix(
+            sources, self.recipe.data.max_unreadable, report=self.folder.unreadable, progress=self.progress
+        )
         return spread([Item(record, text) for record in mix.records for text in record.texts], limit)
+
+    def _readable(self, mix: Mix, max_unreadable: float) -> Mix:
+        """Leave out images that do not decode; too many of them are an error."""
+        report = self.folder.unreadable if self.folder.root.is_dir() else None
+        sets = [check_images(records, max_unreadable, report, self.progress) for records in mix.sets]
+        return Mix(sets, mix.weights)
 
     def texts(self) -> list[str]:
         """Return the training answers, for caption anchors."""
@@ -138,33 +153,49 @@ class Context:
         facts = read_facts(self.folder.projector_facts)
         if facts is None:
             raise RunFolderError(
-                f"no projector-init.safetensors in {self.folder.root}: run `vpgtrans fuse` into that folder first"
+                f"no {self.folder.projector_init.name} in {self.folder.root}: "
+                "run `vpgtrans fuse` into that folder first"
             )
         return str(facts["layout"])
-
-    def vision_is_frozen(self) -> bool:
-        """Whether no stage trains the vision encoder, so that its outputs may be stored."""
-        return not any("vision_encoder" in stage.parts for stage in self.recipe.stages)
 
     def features(self, data: Data) -> "FeatureStore | None":
         """Return the stored vision features of all images of a data section, computed on first use.
 
-        None where the recipe turns the cache off or a stage trains the vision encoder.
+        None where the recipe turns the cache off, a stage trains the vision encoder, or ``auto``
+        finds that it would not pay: no training follows, or the disk is too small.
         """
-        if self.recipe.features.cache == "off" or not self.vision_is_frozen():
-            return None
         if data not in self._stores:
+            records = [*self.mix(data).records] if data.train else []
+            if data == self.recipe.data:
+                records += [item.record for item in (*self.validation, *self.test)]
+            unique = {record.image.key: record for record in records}
+            if not self._stores_features(len(unique)):
+                return None
             from vpgtrans.vlm.features import collect_features
 
-            records = self.mix(data).records if data.train else []
-            if data == self.recipe.data:
-                records = [*records, *(item.record for item in (*self.validation, *self.test))]
-            unique = {record.image.key: record for record in records}
-            folder = self.folder.features if self.recipe.features.folder is None else _path(self.recipe.features.folder)
+            shared = self.recipe.features.folder
+            folder = self.folder.features if shared is None else Path(shared)
             self._stores[data] = collect_features(
                 self.ported, list(unique.values()), "vision", folder, progress=self.progress
             )
         return self._stores[data]
+
+    def _stores_features(self, num_images: int) -> bool:
+        recipe = self.recipe
+        if recipe.features.cache == "off" or any("vision_encoder" in s.parts for s in recipe.stages):
+            return False
+        if recipe.features.cache != "auto":
+            return True
+        vision = self.ported.model.config.vision_config
+        patches = (vision.image_size // vision.patch_size) ** 2 + 1
+        size = num_images * patches * vision.hidden_size * 4
+        place = next(p for p in (self.folder.root, *self.folder.root.absolute().parents) if p.is_dir())
+        fits = size < min(FEATURE_BYTES, shutil.disk_usage(place).free // 2)
+        if recipe.stages and not fits:
+            self.progress.note(
+                f"vision features of {num_images:,} images ({size / 2**30:.1f} GiB) are not stored"
+            )
+        return bool(recipe.stages) and fits
 
     def collator(self, data: Data, layout: str | None = None) -> Collator:
         """Return the collator for a data section's images."""
@@ -182,15 +213,14 @@ class Context:
         """
         data = stage.data or self.recipe.data
         if not data.train:
-            raise DataError(f"stage '{stage.name}' has no data: give data.train or stages.{stage.name}.data.train")
-        order = PairOrder(self.mix(data), stage.batch_size, data.texts_per_visit, self.recipe.seed)
-        return StepBatches(
-            order,
-            self.collator(data),
-            micro_batch_size=stage.micro_batch_size or stage.batch_size,
-            epochs=stage.epochs,
-            max_steps=stage.max_steps,
+            raise DataError(
+                f"stage '{stage.name}' has no data: give data.train or stages.{stage.name}.data.train"
+            )
+        order = PairOrder(
+            self.mix(data), stage.batch_size, texts_per_visit=data.texts_per_visit, seed=self.recipe.seed
         )
+        steps = steps_of(order, stage.epochs, stage.max_steps)
+        return StepBatches(order, self.collator(data), steps, micro_batch_size=stage.micro_batch_size)
 
 
 def spread(items: list[Any], limit: int | None) -> list[Any]:
@@ -198,9 +228,3 @@ def spread(items: list[Any], limit: int | None) -> list[Any]:
     if limit is None or len(items) <= limit:
         return items
     return [items[position * len(items) // limit] for position in range(limit)]
-
-
-def _path(name: str) -> Any:
-    from pathlib import Path
-
-    return Path(name)

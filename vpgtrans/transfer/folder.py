@@ -56,7 +56,11 @@ class RunFolder:
         """
         stored = self.stored_recipe()
         if stored is not None:
-            keys = [key for key in differing_keys(recipe, stored) if key.split(".")[0].split(":")[0] not in FREE_SECTIONS]
+            keys = [
+                key
+                for key in differing_keys(recipe, stored)
+                if key.split(".")[0].split(":")[0] not in FREE_SECTIONS
+            ]
             if keys:
                 shown = "; ".join(keys[:5]) + (f"; and {len(keys) - 5} more" if len(keys) > 5 else "")
                 return [f"{self.root} belongs to another recipe ({shown}); give a new --out folder"]
@@ -64,9 +68,13 @@ class RunFolder:
         if self.root.exists() and not self.root.is_dir():
             return [f"{self.root} is a file; give a folder with --out"]
         ours = {path.name for path in vars(self).values() if isinstance(path, Path)}
-        foreign = sorted(p.name for p in self.root.iterdir() if p.name not in ours) if self.root.is_dir() else []
+        foreign = (
+            sorted(p.name for p in self.root.iterdir() if p.name not in ours) if self.root.is_dir() else []
+        )
         if foreign:
-            return [f"{self.root} already holds other files ({', '.join(foreign[:5])}); give a new --out folder"]
+            return [
+                f"{self.root} already holds other files ({', '.join(foreign[:5])}); give a new --out folder"
+            ]
         return []
 
     def claim(self, recipe: Recipe) -> None:

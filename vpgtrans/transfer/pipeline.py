@@ -74,7 +74,15 @@ def run_transfer(recipe: Recipe, out: Path, progress: Progress = SILENT) -> Tran
     summary = card_facts(recipe, facts, projector, results, evaluations)
     export = export_model(context, summary)
     result = TransferResult(
-        recipe.name, out, folder.model, facts, projector, results, evaluations, export, time.monotonic() - started
+        recipe.name,
+        out,
+        folder.model,
+        facts,
+        projector,
+        results,
+        evaluations,
+        export,
+        time.monotonic() - started,
     )
     write_facts(folder.result, result.to_dict())
     return result

@@ -3,10 +3,10 @@
 import importlib.util
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from vpgtrans.data.load import load_records
-from vpgtrans.errors import DataError, PreflightError, VPGTransError
+from vpgtrans.errors import PreflightError, VPGTransError
 from vpgtrans.progress import SILENT, Progress
 from vpgtrans.recipe import DataSource, Recipe
 from vpgtrans.transfer.folder import RunFolder, write_facts
@@ -14,6 +14,8 @@ from vpgtrans.vlm.anatomy import plan_port
 from vpgtrans.weights.disk import need_space
 from vpgtrans.weights.headers import tensor_infos
 from vpgtrans.weights.locate import ModelFiles, locate_model
+
+_T = TypeVar("_T")
 
 
 def preflight(recipe: Recipe, folder: RunFolder, progress: Progress = SILENT) -> dict[str, Any]:
@@ -36,8 +38,6 @@ def preflight(recipe: Recipe, folder: RunFolder, progress: Progress = SILENT) ->
         if port is not None:
             problems += port.blockers
             plan["parts"] = [dict(zip(("part", "action", "detail"), row, strict=True)) for row in port.rows]
-        if not problems:
-            _try(problems, lambda: _check_anchors(recipe, source, target))
         _try(problems, lambda: _check_space(folder.root, target))
     with progress.task("checking the data", unit="images"):
         plan["data"] = _check_data(recipe, problems)
@@ -60,7 +60,7 @@ def needs_converter(recipe: Recipe) -> bool:
     return recipe.init.projector in ("converter", "converter+captions")
 
 
-def _try[T](problems: list[str], check: Callable[[], T]) -> T | None:
+def _try(problems: list[str], check: Callable[[], _T]) -> _T | None:
     try:
         return check()
     except PreflightError as error:
@@ -68,26 +68,6 @@ def _try[T](problems: list[str], check: Callable[[], T]) -> T | None:
     except VPGTransError as error:
         problems.append(str(error))
     return None
-
-
-def _check_anchors(recipe: Recipe, source: ModelFiles, target: ModelFiles) -> None:
-    if not needs_converter(recipe) or recipe.converter.method in ("random", "identity", "from-file"):
-        return
-    if recipe.converter.pairs == "captions":
-        return
-    from vpgtrans.alignment.converter import check_anchor_count
-    from vpgtrans.alignment.tables import load_tokenizer
-    from vpgtrans.alignment.vocabulary import vocabulary_anchors
-
-    rows = [_table_rows(files) for files in (source, target)]
-    anchors = vocabulary_anchors(load_tokenizer(source), load_tokenizer(target), rows[0], rows[1])
-    check_anchor_count(len(anchors), recipe.converter)
-
-
-def _table_rows(files: ModelFiles) -> int:
-    from vpgtrans.alignment.tables import embedding_info
-
-    return embedding_info(files).shape[0]
 
 
 def _check_space(root: Path, target: ModelFiles) -> None:
@@ -112,7 +92,9 @@ def _check_data(recipe: Recipe, problems: list[str]) -> dict[str, Any]:
         records = _try(problems, lambda source=source: load_records(source))  # type: ignore[misc]
         if records is not None:
             counts[key] = {"images": len(records), "texts": sum(len(record.texts) for record in records)}
-    for stage in recipe.stages:
-        if not (stage.data or recipe.data).train:
-            problems.append(str(DataError(f"stage '{stage.name}' has no data.train")))
+    problems += [
+        f"stage '{stage.name}' has no data: give data.train or stages.{stage.name}.data.train"
+        for stage in recipe.stages
+        if not (stage.data or recipe.data).train
+    ]
     return counts

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vpgtrans.errors import RecipeError
-from vpgtrans.recipe import Recipe, check_recipe, load_recipe
+from vpgtrans.recipe import Recipe, apply_overrides, check_recipe, load_recipe
 
 
 def recipe_of(
@@ -29,7 +29,11 @@ def recipe_of(
     if recipe is None and (source is None or target is None):
         raise RecipeError("give --source and --target, or a recipe that names them")
     if recipe is None:
-        tree: dict[str, Any] = {"name": "single-step", "source": {"model": source}, "target": {"model": target}}
+        tree: dict[str, Any] = {
+            "name": "single-step",
+            "source": {"model": source},
+            "target": {"model": target},
+        }
     else:
         tree = load_recipe(recipe, overrides).model_dump(mode="json")
         for key, name in (("source", source), ("target", target)):
@@ -42,10 +46,4 @@ def recipe_of(
     checked = check_recipe(tree)
     if recipe is not None or not overrides:
         return checked
-    return _override(checked, overrides)
-
-
-def _override(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
-    from vpgtrans.recipe.load import apply_overrides
-
-    return check_recipe(apply_overrides(recipe.model_dump(mode="json"), overrides))
+    return check_recipe(apply_overrides(checked.model_dump(mode="json"), overrides))
