@@ -12,18 +12,21 @@ rate and the data position are functions of the step, so the step is all the sch
 
 import json
 import os
+import platform
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from vpgtrans.errors import CheckpointError, RunFolderError
 from vpgtrans.training.randomness import RandomState
+from vpgtrans.weights.disk import atomic_save_tensors, atomic_write_json, need_space
 
 WEIGHTS, OPTIMIZER, RANDOM, STATE = "trainable.safetensors", "optimizer.pt", "rng.pt", "state.json"
 FINAL = "final"
@@ -146,12 +149,8 @@ def check_fingerprint(checkpoint: Checkpoint, fingerprint: str) -> None:
 
 
 def trained_weights(module: nn.Module, names: frozenset[str]) -> dict[str, torch.Tensor]:
-    """Return detached, contiguous copies on the CPU of the named parameters."""
-    return {
-        name: parameter.detach().cpu().contiguous()
-        for name, parameter in module.named_parameters()
-        if name in names
-    }
+    """Return the named parameters, detached."""
+    return {name: parameter.detach() for name, parameter in module.named_parameters() if name in names}
 
 
 def write_checkpoint(
@@ -171,18 +170,23 @@ def write_checkpoint(
         weights: the trained weights.
         optimizer: the optimizer's state dict; None leaves the file out.
         random_states: one for each process; None leaves the file out.
+
+    Raises:
+        SpaceError: if weights and two moments would not fit on the disk.
     """
     temporary = target.with_name(f"{_TEMPORARY}{target.name}-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
+    num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
+    need_space(target.parent, num_bytes * (1 if optimizer is None else 3), f"checkpoint {target}")
     temporary.mkdir(parents=True)
-    save_file(dict(weights), temporary / WEIGHTS, metadata={"format": "pt"})
+    atomic_save_tensors(temporary / WEIGHTS, weights)
     if optimizer is not None:
         torch.save(dict(optimizer), temporary / OPTIMIZER)
     if random_states is not None:
         torch.save(random_states, temporary / RANDOM)
     sizes = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
     text = {"identity": asdict(identity), "state": asdict(state), "files": sizes, "versions": versions()}
-    (temporary / STATE).write_text(json.dumps(text, indent=2) + "\n", encoding="utf-8")
+    atomic_write_json(temporary / STATE, text)
     if target.exists():
         shutil.rmtree(target)
     os.replace(temporary, target)
@@ -197,6 +201,17 @@ def prune_checkpoints(folder: Path, keep: int) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def discard_after(folder: Path, step: int) -> list[Path]:
+    """Remove checkpoints beyond the resumed step (only damaged ones can be) and return their paths.
+
+    Left there, they would count as the newest and the good ones would be pruned in their stead.
+    """
+    beyond = [path for path in _checkpoint_folders(folder) if _step_of(path) > step]
+    for path in beyond:
+        shutil.rmtree(path)
+    return beyond
+
+
 def checkpoint_path(folder: Path, step: int) -> Path:
     """Return the folder of the checkpoint after ``step`` optimizer steps."""
     return folder / f"{_PREFIX}{step}"
@@ -204,9 +219,6 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 def versions() -> dict[str, str]:
     """Return the versions that shape the numbers."""
-    import platform
-    from importlib.metadata import version
-
     names = ("vpgtrans", "torch", "transformers", "accelerate", "safetensors", "numpy")
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 

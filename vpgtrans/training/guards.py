@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from vpgtrans.errors import TrainingError
-from vpgtrans.training.files import atomic_write_json, sha256_tensors
 from vpgtrans.training.trainable import frozen_tensors
+from vpgtrans.weights.disk import atomic_write_json, sha256_tensors
 
 FAILED_BATCH = "failed-batch.json"
 
@@ -37,23 +37,17 @@ class Place:
     last_checkpoint: Path | None
 
 
-def check_step(measured: Measured, place: Place, pair_ids: Collection[str]) -> None:
-    """Refuse to take an optimizer step on a broken loss or gradient.
-
-    Raises:
-        TrainingError: names the stage, the step, the file with the pair ids and the last checkpoint.
-    """
+def broken(measured: Measured) -> str | None:
+    """Say why no optimizer step may be taken on a loss and its gradient; None: it may."""
     if measured.tokens == 0:
-        reason = "no text of the batch has a supervised token"
-    elif not math.isfinite(measured.loss):
-        reason = f"the loss is {measured.loss}"
-    elif not math.isfinite(measured.grad_norm):
-        reason = f"the gradient norm is {measured.grad_norm} (loss {measured.loss:.4f})"
-    elif measured.grad_norm == 0.0:
-        reason = "the gradient norm is exactly 0, so nothing would be learned"
-    else:
-        return
-    raise failed(reason, place, pair_ids)
+        return "no text of the batch has a supervised token"
+    if not math.isfinite(measured.loss):
+        return f"the loss is {measured.loss}"
+    if not math.isfinite(measured.grad_norm):
+        return f"the gradient norm is {measured.grad_norm} (loss {measured.loss:.4f})"
+    if measured.grad_norm == 0.0:
+        return f"the gradient norm is exactly 0 (loss {measured.loss:.4f}), so nothing would be learned"
+    return None
 
 
 def check_gradients_reach(

@@ -8,35 +8,26 @@ Everything a step needs is a function of the step (batches, learning rate) or is
 (trained weights, moments, random states).
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 
-from vpgtrans.errors import RunFolderError, TrainingError
+from vpgtrans.errors import TrainingError
 from vpgtrans.progress import SILENT, Progress, Task
 from vpgtrans.recipe import Stage
 from vpgtrans.training import checkpoints, guards, processes
-from vpgtrans.training.checkpoints import FINAL, Checkpoint, Identity, StageState
-from vpgtrans.training.metrics import METRICS_FILE, MetricsLog
-from vpgtrans.training.optimizer import make_optimizer, peak_rates, set_learning_rates
+from vpgtrans.training.optimizer import set_learning_rates
 from vpgtrans.training.protocols import BatchSource, Trainable, TrainingBatch
-from vpgtrans.training.randomness import (
-    RandomState,
-    preserved_random_state,
-    random_state,
-    restore_random_state,
-    seed_everything,
-    stage_seed,
-)
-from vpgtrans.training.results import StageResult, load_result, peak_memory_mb
+from vpgtrans.training.randomness import preserved_random_state, random_state
+from vpgtrans.training.results import StageResult, load_result
 from vpgtrans.training.schedules import check_rates
-from vpgtrans.training.trainable import Modes, PartRow, current_modes, freeze, set_trainable, trained_names
+from vpgtrans.training.session import Job, Session, finish, open_session, save
+from vpgtrans.training.trainable import freeze, trained_names
 
-__all__ = ["BatchSource", "Trainable", "TrainingBatch", "run_stage"]
+__all__ = ["BatchSource", "StageResult", "Trainable", "TrainingBatch", "run_stage"]
 
 
 def run_stage(
@@ -74,283 +65,165 @@ def run_stage(
         RecipeError: unknown part, rates that contradict each other, tracker not installed.
         RunFolderError: the folder belongs to another recipe.
         TrainingError: NaN, INF or zero gradients, or frozen weights that changed.
+        KeyboardInterrupt: passed on, after a checkpoint of the last whole step was written.
     """
     check_rates(stage)
     accelerator = processes.start_accelerator(report_to, folder.parent)
     names = trained_names(trainee.module, trainee.parts, stage.parts)
     trainee.module.to(accelerator.device)
-    finished = load_result(folder, fingerprint)
-    final = checkpoints.open_checkpoint(folder / FINAL) if finished else None
-    if finished and final:
-        final.load_weights(trainee.module, names)
-        freeze(trainee.module)
-        progress.note(f"{stage.name}: already trained, {finished.steps} steps")
-        return finished
-    folder.mkdir(parents=True, exist_ok=True)
+    shown = progress if accelerator.is_main_process else SILENT
+    job = Job(
+        trainee,
+        stage,
+        batches,
+        folder,
+        seed,
+        fingerprint,
+        names,
+        validation,
+        report_to,
+        shown,
+        start_checksum,
+    )
+    result = _finished(job)
+    if result:
+        return result
     with preserved_random_state():
         try:
-            run = _prepare(
-                accelerator, trainee, stage, batches, folder, names, seed, fingerprint, start_checksum
-            )
-            run.validation, run.progress = validation, progress
-            return _run(run, report_to)
+            return _train(open_session(job, accelerator))
         finally:
             freeze(trainee.module)
 
 
-@dataclass
-class _Run:
-    """One stage under way."""
-
-    accelerator: Accelerator
-    trainee: Trainable
-    stage: Stage
-    batches: BatchSource
-    folder: Path
-    names: frozenset[str]
-    identity: Identity
-    state: StageState
-    optimizer: torch.optim.AdamW
-    modes: Modes
-    rows: list[PartRow]
-    log: MetricsLog
-    last: Checkpoint | None
-    random: RandomState
-    """The random states after the last whole step."""
-    validation: Callable[[], float] | None = None
-    progress: Progress = SILENT
-    whole: bool = True
-    """False while a step changes weights, counts and metrics: no checkpoint may be written then."""
-    started: float = field(default_factory=time.monotonic)
-    seconds_before: float = 0.0
-
-    @property
-    def parameters(self) -> list[torch.nn.Parameter]:
-        """The trained parameters, in the optimizer's order."""
-        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-
-    def elapsed(self) -> float:
-        """Return the seconds of all sessions so far."""
-        return self.seconds_before + time.monotonic() - self.started
+def _finished(job: Job) -> StageResult | None:
+    """Load a finished stage's weights and return its result; None if there is something left to do."""
+    result = load_result(job.folder, job.fingerprint)
+    final = checkpoints.open_checkpoint(job.folder / checkpoints.FINAL) if result else None
+    if result is None or final is None:
+        return None
+    checkpoints.check_fingerprint(final, job.fingerprint)
+    final.load_weights(job.trainee.module, job.names)
+    freeze(job.trainee.module)
+    job.progress.note(f"{job.stage.name}: already trained ({result.steps} steps), nothing to do")
+    return result
 
 
-def _prepare(
-    accelerator: Accelerator,
-    trainee: Trainable,
-    stage: Stage,
-    batches: BatchSource,
-    folder: Path,
-    names: frozenset[str],
-    seed: int,
-    fingerprint: str,
-    start_checksum: str | None,
-) -> _Run:
-    """Set the module up, and load the newest checkpoint if there is one."""
-    module = trainee.module
-    guards.check_precision(module, names)
-    rows = set_trainable(module, trainee.parts, stage.parts, peak_rates(stage))
-    frozen = start_checksum or guards.frozen_checksum(module, names)
-    optimizer = make_optimizer(module, trainee.parts, stage)
-    seed_everything(stage_seed(seed, stage.name, accelerator.process_index))
-    last = checkpoints.newest_checkpoint(folder, fingerprint)
-    if last:
-        _resume(last, module, names, optimizer, frozen, accelerator.process_index)
-    state = last.state if last else StageState()
-    log = MetricsLog(folder.parent / METRICS_FILE, stage.name, accelerator.is_main_process)
-    log.cut_back(state.step, {step for step, _, _ in state.validation})
-    return _Run(
-        accelerator=accelerator,
-        trainee=trainee,
-        stage=stage,
-        batches=batches,
-        folder=folder,
-        names=names,
-        identity=Identity(stage.name, fingerprint, seed, frozen),
-        state=state,
-        optimizer=optimizer,
-        modes=current_modes(module),
-        rows=rows,
-        log=log,
-        last=last,
-        random=random_state(),
-        seconds_before=state.seconds,
-    )
-
-
-def _resume(
-    last: Checkpoint,
-    module: torch.nn.Module,
-    names: frozenset[str],
-    optimizer: torch.optim.Optimizer,
-    frozen: str,
-    process: int,
-) -> None:
-    if last.identity.frozen != frozen:
-        raise RunFolderError(
-            f"{last.folder} was trained over other frozen weights (sha256 {last.identity.frozen[:12]}, "
-            f"now {frozen[:12]}); choose another output folder or delete this one"
-        )
-    last.load_weights(module, names)
-    last.load_optimizer(optimizer)
-    state = last.random_state(process)
-    if state is not None:
-        restore_random_state(state)
-
-
-def _run(run: _Run, report_to: Sequence[str]) -> StageResult:
-    run.log.trackers = processes.start_trackers(run.accelerator, report_to, run.stage)
-    total = (run.batches.num_steps - run.state.step) * run.stage.batch_size
-    title = f"{run.stage.name}: training {', '.join(sorted(run.stage.parts))}"
-    if run.state.step:
-        title += f" (from step {run.state.step})"
+def _train(session: Session) -> StageResult:
+    job, state = session.job, session.state
+    session.log.trackers = processes.start_trackers(session.accelerator, job.report_to, job.stage)
+    title = f"{job.stage.name}: training {', '.join(sorted(job.stage.parts))}"
+    if state.step:
+        title += f" (from step {state.step})"
+    pairs_left = (job.batches.num_steps - state.step) * job.stage.batch_size
     try:
-        with run.progress.task(title, total=total, unit="pairs") as task:
-            _steps(run, task)
+        with job.progress.task(title, total=pairs_left, unit="pairs") as task:
+            _steps(session, task)
     except KeyboardInterrupt:
-        # processes stand at different places then, and writing together would hang
-        if run.whole and run.state.step and run.accelerator.num_processes == 1:
-            _save(run)
+        # with several processes each stands somewhere else, and writing together would hang
+        if session.whole and state.step and session.accelerator.num_processes == 1:
+            save(session)
         raise
     finally:
-        for tracker in run.log.trackers:
+        for tracker in session.log.trackers:
             tracker.finish()
-    return _finish(run)
+    return finish(session)
 
 
-def _steps(run: _Run, task: Task) -> None:
-    """Alternate steps, validations and checkpoints up to the last step."""
-    num_steps = run.batches.num_steps
-    every = max(1, -(-num_steps // 10))
-    eval_steps, save_steps = run.stage.eval_steps or every, run.stage.save_steps or every
+def _steps(session: Session, task: Task) -> None:
+    """Alternate validations, checkpoints and steps up to the last step."""
+    stage, num_steps = session.job.stage, session.job.batches.num_steps
+    tenth = max(1, math.ceil(num_steps / 10))
+    eval_steps, save_steps = stage.eval_steps or tenth, stage.save_steps or tenth
     while True:
-        step = run.state.step
-        if (step % eval_steps == 0 or step == num_steps) and not run.state.validated(step):
-            _validate(run)
+        step = session.state.step
+        if step % eval_steps == 0 or step >= num_steps:
+            _validate(session)
         if step and step % save_steps == 0:
-            _save(run)
+            save(session)
         if step >= num_steps:
             return
-        _step(run, task)
+        _step(session, task)
 
 
-def _step(run: _Run, task: Task) -> None:
+def _step(session: Session, task: Task) -> None:
     """Take one optimizer step over an effective batch."""
-    state, began = run.state, time.monotonic()
-    run.modes.apply()
-    run.optimizer.zero_grad(set_to_none=True)
-    rates = set_learning_rates(run.optimizer, run.stage, state.step, run.batches.num_steps)
-    measured, pair_ids = _gradients(run)
-    place = guards.Place(run.folder, run.stage.name, state.step + 1, run.last.folder if run.last else None)
-    guards.check_step(measured, place, pair_ids)
-    if state.first_loss is None:
-        guards.check_gradients_reach(run.trainee.module, run.trainee.parts, run.stage.parts, place)
-    run.whole = False
-    run.optimizer.step()
+    job, state, began = session.job, session.state, time.monotonic()
+    session.modes.apply()
+    session.optimizer.zero_grad(set_to_none=True)
+    rates = set_learning_rates(session.optimizer, job.stage, state.step, job.batches.num_steps)
+    measured = _gradients(session)
+    session.whole = False
+    session.optimizer.step()
     state.step += 1
     state.pairs += measured.pairs
     state.tokens += measured.tokens
     state.first_loss = measured.loss if state.first_loss is None else state.first_loss
     state.last_loss = measured.loss
-    run.random = random_state()
-    run.log.add(
+    session.random = random_state()
+    session.log.add(
         state.step,
         state.pairs,
         loss=measured.loss,
         learning_rate=rates,
         grad_norm=measured.grad_norm,
         tokens=measured.tokens,
-        seconds=round(run.elapsed(), 3),
+        seconds=round(session.elapsed(), 3),
         pairs_per_second=round(measured.pairs / max(1e-9, time.monotonic() - began), 3),
     )
-    run.whole = True
+    session.whole = True
     task.advance(measured.pairs)
     task.show(loss=measured.loss)
 
 
-def _gradients(run: _Run) -> tuple[guards.Measured, list[str]]:
+def _gradients(session: Session) -> guards.Measured:
     """Leave the gradient of the mean token loss of the effective batch in the parameters, clipped.
 
     Micro-batches add up the gradients of their loss SUMS, which are then divided by the number of all
     supervised tokens: exactly one big batch, however the texts' lengths differ.
+
+    Raises:
+        TrainingError: if loss or gradient are not fit for an optimizer step.
     """
-    micro_batches = run.batches.micro_batches(run.state.step)
+    job, accelerator = session.job, session.accelerator
     losses: list[torch.Tensor] = []
+    pair_ids: list[str] = []
     tokens = 0
-    for batch in processes.own_share(run.accelerator, micro_batches):
-        loss, count = run.trainee.loss(batch.to(run.accelerator.device))
-        run.accelerator.backward(loss)
-        losses.append(loss.detach().double())
+    for batch in job.batches.micro_batches(session.state.step):
+        loss, count = job.trainee.loss(batch.to(accelerator.device))
+        pair_ids += batch.pair_ids
         tokens += count
+        losses.append(loss.detach().double())
+        if loss.requires_grad:
+            accelerator.backward(loss)
+    if session.state.step == 0 and losses:
+        guards.check_gradients_reach(job.trainee.module, job.trainee.parts, job.stage.parts, session.place)
     loss_sum = float(torch.stack(losses).sum()) if losses else 0.0
-    processes.sum_gradients(run.accelerator, run.parameters)
-    loss_sum, total = processes.sum_counts(run.accelerator, [loss_sum, tokens])
-    gradients = [p.grad for p in run.parameters if p.grad is not None]
-    norm = guards.scale_and_clip(gradients, max(1.0, total), run.stage.max_grad_norm)
-    pair_ids = [pair_id for batch in micro_batches for pair_id in batch.pair_ids]
-    measured = guards.Measured(loss_sum / max(1.0, total), norm, int(total), len(pair_ids))
-    return measured, pair_ids
+    processes.sum_gradients(accelerator, session.parameters)
+    loss_sum, all_tokens, all_pairs = processes.sum_counts(accelerator, [loss_sum, tokens, len(pair_ids)])
+    divisor = max(1.0, all_tokens)
+    gradients = [parameter.grad for parameter in session.parameters if parameter.grad is not None]
+    norm = guards.scale_and_clip(gradients, divisor, job.stage.max_grad_norm)
+    measured = guards.Measured(loss_sum / divisor, norm, int(all_tokens), int(all_pairs))
+    reason = guards.broken(measured)
+    if reason:
+        raise guards.failed(reason, session.place, processes.gather_list(accelerator, pair_ids))
+    return measured
 
 
-def _validate(run: _Run) -> None:
-    """Measure the held-out loss, without touching modes, gradients or random states of the training."""
-    if run.validation is None:
+def _validate(session: Session) -> None:
+    """Measure the held-out loss once a step, apart from the training's modes and random states."""
+    job, state = session.job, session.state
+    if job.validation is None or state.validated(state.step):
         return
-    run.trainee.module.eval()
+    job.trainee.module.eval()
     with preserved_random_state(), torch.no_grad():
-        loss = float(run.validation())
-    state = run.state
-    if loss != loss or loss in (float("inf"), float("-inf")):
+        loss = float(job.validation())
+    if not math.isfinite(loss):
         raise TrainingError(
-            f"stage '{run.stage.name}': the validation loss is {loss} at step {state.step}; last good "
-            f"checkpoint: {run.last.folder if run.last else 'none yet'}"
+            f"stage '{job.stage.name}': the validation loss is {loss} at step {state.step}; last good "
+            f"checkpoint: {session.last or 'none yet'}"
         )
-    run.whole = False
-    run.log.add(state.step, state.pairs, validation_loss=loss)
+    session.whole = False
+    session.log.add(state.step, state.pairs, validation_loss=loss)
     state.validation.append((state.step, state.pairs, loss))
-    run.whole = True
-
-
-def _save(run: _Run) -> None:
-    """Write a checkpoint of the last whole step, then remove the ones it replaces."""
-    target = checkpoints.checkpoint_path(run.folder, run.state.step)
-    if run.last and run.last.folder == target:
-        return
-    random_states = processes.gather_list(run.accelerator, [run.random])
-    run.state.seconds = run.elapsed()
-    if run.accelerator.is_main_process:
-        weights = checkpoints.trained_weights(run.trainee.module, run.names)
-        checkpoints.write_checkpoint(
-            target, run.identity, run.state, weights, run.optimizer.state_dict(), random_states
-        )
-        checkpoints.prune_checkpoints(run.folder, run.stage.save_total_limit)
-    run.accelerator.wait_for_everyone()
-    run.last = Checkpoint(target, run.identity, run.state)
-
-
-def _finish(run: _Run) -> StageResult:
-    """Check that what is frozen stayed so, then write ``final/`` and the result."""
-    guards.check_frozen(
-        run.identity.frozen, guards.frozen_checksum(run.trainee.module, run.names), run.stage.name
-    )
-    state = run.state
-    state.seconds = run.elapsed()
-    result = StageResult(
-        name=run.stage.name,
-        steps=state.step,
-        pairs=state.pairs,
-        tokens=state.tokens,
-        seconds=round(state.seconds, 3),
-        first_loss=state.first_loss,
-        last_loss=state.last_loss,
-        validation=list(state.validation),
-        checkpoint=run.folder / FINAL,
-        trained=run.rows,
-        fingerprint=run.identity.fingerprint,
-        peak_memory_mb=round(peak_memory_mb(), 1),
-    )
-    if run.accelerator.is_main_process:
-        weights = checkpoints.trained_weights(run.trainee.module, run.names)
-        checkpoints.write_checkpoint(run.folder / FINAL, run.identity, state, weights)
-        result.save(run.folder)
-    run.accelerator.wait_for_everyone()
-    return result
+    session.whole = True

@@ -5,13 +5,13 @@ file equals an uninterrupted run's but for the time fields.
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from vpgtrans.errors import RecipeError
+from vpgtrans.weights.disk import atomic_write_text
 
 METRICS_FILE = "metrics.jsonl"
 TIME_FIELDS = ("seconds", "pairs_per_second")
@@ -49,9 +49,7 @@ class MetricsLog:
         if not self._write or not self.path.exists():
             return
         kept = [line for line in read_metrics(self.path) if not self._beyond(line, step, validated)]
-        temporary = self.path.with_name(f".tmp-{self.path.name}-{os.getpid()}")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        os.replace(temporary, self.path)
+        atomic_write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def _beyond(self, line: Mapping[str, Any], step: int, validated: set[int]) -> bool:
         if line["stage"] != self.stage:

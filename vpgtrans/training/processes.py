@@ -1,22 +1,21 @@
 """The few things that differ between one process and ``accelerate launch``.
 
 Nothing is wrapped: ``Trainable.loss`` is a method, not ``module.forward``, and a frozen LLM has no
-gradients to reduce. Each process takes every n-th micro-batch of a step, the trainable gradients and
-the counts are summed, and so the result is that of one process up to the order of the sums.
+gradients to reduce. Each process trains on its own share of a step's pairs (the batch source cuts them),
+the trainable gradients and the counts are summed, and so the result is that of one process up to the
+order of the sums.
 """
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import GradientAccumulationPlugin, gather_object
 
 from vpgtrans.recipe import Stage
 from vpgtrans.training.metrics import check_trackers
-
-Item = TypeVar("Item")
 
 
 def start_accelerator(report_to: Sequence[str], run_folder: Path) -> Accelerator:
@@ -28,12 +27,13 @@ def start_accelerator(report_to: Sequence[str], run_folder: Path) -> Accelerator
         RecipeError: if a library of ``report_to`` is not installed.
     """
     check_trackers(report_to)
-    return Accelerator(mixed_precision="no", log_with=list(report_to) or None, project_dir=str(run_folder))
-
-
-def own_share(accelerator: Accelerator, items: Sequence[Item]) -> Sequence[Item]:
-    """Return this process's share of a step's micro-batches."""
-    return items[accelerator.process_index :: accelerator.num_processes]
+    return Accelerator(
+        mixed_precision="no",
+        log_with=list(report_to) or None,
+        project_dir=str(run_folder),
+        # given as a plugin, no environment variable can make backward() divide the loss
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+    )
 
 
 def sum_gradients(accelerator: Accelerator, parameters: Iterable[torch.nn.Parameter]) -> None:

@@ -45,7 +45,8 @@ class BatchSource(Protocol):
         """Optimizer steps of the stage (from ``epochs`` or ``max_steps``)."""
 
     def micro_batches(self, step: int) -> Sequence[TrainingBatch]:
-        """Return the pairs of optimizer step ``step`` (0-based), cut into forward passes.
+        """Return this process's pairs of optimizer step ``step`` (0-based), cut into forward passes.
 
-        The same step must always give the same pairs in the same order.
+        The same step must always give the same pairs in the same order. Under ``accelerate launch``
+        each process gets its own share of the step's pairs; it may be empty.
         """

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from vpgtrans.errors import RunFolderError
-from vpgtrans.training.files import atomic_write_json
 from vpgtrans.training.trainable import PartRow
+from vpgtrans.weights.disk import atomic_write_json
 
 RESULT_FILE = "result.json"
 
@@ -35,7 +35,7 @@ class StageResult:
     trained: list[PartRow]
     fingerprint: str
     peak_memory_mb: float
-    """Of the process (or of the GPU where there is one) up to the stage's end, in MiB."""
+    """Of the GPU during the stage, or of the process up to the stage's end, in MiB."""
 
     @property
     def loss_before(self) -> float | None:
@@ -47,22 +47,35 @@ class StageResult:
         """Validation loss after the last step; without validation, the last training loss."""
         return self.validation[-1][2] if self.validation else self.last_loss
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return {**asdict(self), "checkpoint": str(self.checkpoint)}
+        return {
+            **asdict(self),
+            "checkpoint": str(self.checkpoint),
+            "validation": [list(entry) for entry in self.validation],
+        }
 
     @classmethod
-    def from_json(cls, raw: dict[str, Any]) -> "StageResult":
-        """Rebuild from ``to_json``."""
+    def from_dict(cls, raw: dict[str, Any]) -> "StageResult":
+        """Rebuild from ``to_dict``."""
         values = dict(raw)
         values["checkpoint"] = Path(raw["checkpoint"])
         values["validation"] = [(int(s), int(p), float(loss)) for s, p, loss in raw["validation"]]
         values["trained"] = [PartRow(**row) for row in raw["trained"]]
         return cls(**values)
 
+    def to_json(self) -> str:
+        """Return JSON text."""
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_json(cls, text: str) -> "StageResult":
+        """Rebuild from ``to_json``."""
+        return cls.from_dict(json.loads(text))
+
     def save(self, folder: Path) -> None:
         """Write ``result.json`` into the stage's folder."""
-        atomic_write_json(folder / RESULT_FILE, self.to_json())
+        atomic_write_json(folder / RESULT_FILE, self.to_dict())
 
 
 def load_result(folder: Path, fingerprint: str) -> StageResult | None:
@@ -76,7 +89,7 @@ def load_result(folder: Path, fingerprint: str) -> StageResult | None:
         return None
     raw = json.loads(path.read_text(encoding="utf-8"))
     # the run folder may have been moved since
-    result = StageResult.from_json({**raw, "checkpoint": folder / Path(raw["checkpoint"]).name})
+    result = StageResult.from_dict({**raw, "checkpoint": folder / Path(raw["checkpoint"]).name})
     if result.fingerprint != fingerprint:
         raise RunFolderError(
             f"{folder} holds a finished stage of another recipe (fingerprint {result.fingerprint[:12]}, "
@@ -85,10 +98,10 @@ def load_result(folder: Path, fingerprint: str) -> StageResult | None:
     return result
 
 
-def peak_memory_mb() -> float:
-    """Return the peak memory so far in MiB: of the GPU if torch used one, else of this process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
+def peak_memory_mb(device: torch.device) -> float:
+    """Return the peak memory in MiB: of the GPU since the stage's start, or of this process so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
