@@ -44,7 +44,7 @@ class Ported:
     """The source's projector in float32 (its output width is the source LLM's)."""
     notes: list[str] = field(default_factory=list)
     grown_rows: int = 0
-    """Rows that the LLM's table was made longer by; an export then cannot copy the LLM's files as they are."""
+    """Rows that the LLM's table was made longer by: an export cannot then copy the LLM's files."""
 
     @property
     def llm(self) -> PreTrainedModel:

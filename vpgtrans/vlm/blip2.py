@@ -9,19 +9,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from vpgtrans.vlm.parts import BLIP2_PARTS, LLM_PREFIX
+
 
 class Blip2Family:
     """BLIP-2: ViT, layer norm, Q-Former with query tokens, one linear projector, any LLM."""
 
     model_type = "blip-2"
-    parts: Mapping[str, tuple[str, ...]] = {
-        "vision_encoder": ("vision_model.embeddings.", "vision_model.encoder."),
-        "vision_norm": ("vision_model.post_layernorm.",),
-        "query_tokens": ("query_tokens",),
-        "qformer": ("qformer.",),
-        "projector": ("language_projection.",),
-    }
-    llm_prefix = "language_model."
+    parts: Mapping[str, tuple[str, ...]] = BLIP2_PARTS
+    llm_prefix = LLM_PREFIX["blip-2"]
 
     def vision_features(self, model: PreTrainedModel, pixel_values: Tensor) -> Tensor:
         """Run the vision encoder without the layer norm behind it (the norm is a part of its own).

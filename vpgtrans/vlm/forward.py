@@ -131,8 +131,8 @@ class Trainee:
         wrong = (places_BT.sum(1) != soft_BND.shape[1]).nonzero().flatten().tolist()
         if wrong:
             raise DataError(
-                f"text {batch.pair_ids[wrong[0]]!r} has {int(places_BT[wrong[0]].sum())} image places, the soft "
-                f"prompt has {soft_BND.shape[1]} tokens ({len(wrong)} such texts in the batch)"
+                f"text {batch.pair_ids[wrong[0]]!r} has {int(places_BT[wrong[0]].sum())} image places, the "
+                f"soft prompt has {soft_BND.shape[1]} tokens ({len(wrong)} such texts in the batch)"
             )
         return words_BTD.masked_scatter(places_BT.unsqueeze(-1), soft_BND)
 

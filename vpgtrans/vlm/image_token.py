@@ -6,7 +6,6 @@ a table one row longer (which adds a class to the softmax: transformers.md 0.10)
 """
 
 import json
-import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,18 +16,9 @@ import torch
 from transformers import AddedToken, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from vpgtrans.errors import PortabilityError
+from vpgtrans.vlm.parts import IMAGE_TOKEN, pick_unused
 
-IMAGE_TOKEN = "<image>"
-
-_UNUSED_FIRST = (
-    "<unused0>", "<unused99>", "<|reserved_special_token_0|>", "<|extra_0|>", "<extra_id_99>",
-    "[unused0]", "[unused1]", "<reserved_0>", "<SPECIAL_20>", "[control_8]", "<|dummy_0|>",
-    "<empty_output>",  # a Jupyter marker of the StarCoder and SmolLM tokenizers
-)  # fmt: skip
-_UNUSED = re.compile(
-    r"[<\[]\|?_*(unused|reserved|extra|special|placeholder|control|dummy)[a-z_ -]*_*\d+_*\|?[>\]]",
-    re.IGNORECASE,
-)
+__all__ = ["IMAGE_TOKEN", "ImageToken", "grow_table", "place_image_token", "unused_token"]
 
 
 @dataclass(frozen=True)
@@ -82,7 +72,7 @@ def place_image_token(tokenizer: PreTrainedTokenizerBase, rows: int) -> ImageTok
             )
     _add(tokenizer)
     token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-    note = f"the LLM's {rows} embedding rows are all taken, so {IMAGE_TOKEN} (id {token_id}) makes its table longer"
+    note = f"all {rows} embedding rows are taken, so {IMAGE_TOKEN} (id {token_id}) makes the table longer"
     return ImageToken(tokenizer, token_id, "resized", note)
 
 
@@ -94,25 +84,13 @@ def unused_token(tokenizer: PreTrainedTokenizerBase, rows: int) -> str | None:
     taken = {
         str(token) for name, token in tokenizer.special_tokens_map.items() if name != "extra_special_tokens"
     }
-    names = [
-        str(token)
-        for token_id, token in sorted(tokenizer.added_tokens_decoder.items())
-        if token.special and token_id < rows and str(token) not in taken
-    ]
-    names += [name for name in _plain_unused(tokenizer, rows) if name not in taken]
-    for name in _UNUSED_FIRST:
-        if name in names:
-            return name
-    return next((name for name in names if _UNUSED.fullmatch(name)), None)
-
-
-def _plain_unused(tokenizer: PreTrainedTokenizerBase, rows: int) -> list[str]:
-    """Return added tokens that are not flagged special but bear one of the exact known names."""
-    return [
-        str(token)
-        for token_id, token in tokenizer.added_tokens_decoder.items()
-        if str(token) in _UNUSED_FIRST and token_id < rows
-    ]
+    added = sorted(tokenizer.added_tokens_decoder.items())
+    fitting = [token for token_id, token in added if token_id < rows]
+    return pick_unused(
+        [str(token) for token in fitting if token.special],
+        [str(token) for token in fitting if not token.special],
+        taken,
+    )
 
 
 def _add(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -156,25 +134,24 @@ def _drop_named_image_token(config: dict[str, Any]) -> None:
 
 def _rename(model: dict[str, Any], config: dict[str, Any], name: str) -> None:
     """Rename one added token in ``tokenizer.json`` and ``tokenizer_config.json``."""
-    for token in model.get("added_tokens", []):
-        if token["content"] == name:
-            token.update(content=IMAGE_TOKEN, special=True, normalized=False, lstrip=False, rstrip=False)
-    vocabulary = model["model"].get("vocab")
-    if isinstance(vocabulary, dict) and name in vocabulary:
-        # keep the order: some readers take the position for the id
-        model["model"]["vocab"] = {
-            IMAGE_TOKEN if token == name else token: token_id for token, token_id in vocabulary.items()
-        }
-    elif isinstance(vocabulary, list):
-        for entry in vocabulary:
-            if entry[0] == name:
-                entry[0] = IMAGE_TOKEN
-    for token in (config.get("added_tokens_decoder") or {}).values():
+    plain = {"content": IMAGE_TOKEN, "special": True, "normalized": False, "lstrip": False, "rstrip": False}
+    described = [*model.get("added_tokens", []), *(config.get("added_tokens_decoder") or {}).values()]
+    for token in described:
         if token.get("content") == name:
-            token.update(content=IMAGE_TOKEN, special=True, normalized=False)
+            token.update(plain)
+    model["model"]["vocab"] = _renamed(model["model"].get("vocab"), name)
     for key in ("extra_special_tokens", "additional_special_tokens"):
         if isinstance(config.get(key), list):
             config[key] = [IMAGE_TOKEN if token == name else token for token in config[key]]
+
+
+def _renamed(vocabulary: Any, name: str) -> Any:
+    """Rename a token in a model's own vocabulary (a mapping, or Unigram's list), order kept."""
+    if isinstance(vocabulary, dict):
+        return {IMAGE_TOKEN if token == name else token: number for token, number in vocabulary.items()}
+    if isinstance(vocabulary, list):
+        return [[IMAGE_TOKEN if token == name else token, *rest] for token, *rest in vocabulary]
+    return vocabulary
 
 
 @torch.no_grad()
