@@ -51,7 +51,7 @@ class _Pairs:
 class PairOrder:
     """Deterministic order of pairs with random access by step."""
 
-    def __init__(self, mix: Mix, batch_size: int, *, texts_per_visit: int | None = 1, seed: int = 0) -> None:
+    def __init__(self, mix: Mix, batch_size: int, texts_per_visit: int | None = 1, seed: int = 0) -> None:
         """Count the pairs.
 
         Args:

@@ -52,9 +52,9 @@ class Template:
     def sides(self, pair: TextPair) -> tuple[str, str]:
         """Return the prompt's text and the answer's text, the space between them with the answer."""
         middle = self.middle
-        if self.asks and not self.head and not pair.prompt:
+        if self.asks and not self.head and not pair.prompt.strip():
             middle = middle.lstrip(" \t")  # a gap after nothing is no gap
-        before = self.head + (pair.prompt if self.asks else "") + middle
+        before = self.head + (pair.prompt.strip() if self.asks else "") + middle
         prompt = before.rstrip(" \t")
         return prompt, before[len(prompt) :] + pair.answer.strip() + self.tail
 
@@ -126,6 +126,7 @@ class PromptEncoder:
         self.num_image_tokens = num_image_tokens
         self.prompt = prompt
         self.is_encoder_decoder = is_encoder_decoder
+        self._image_text = _added_token(tokenizer, image_token_id)
         self._lock = threading.Lock()  # fast tokenizers refuse two borrowers at once
         bos = tokenizer.bos_token_id
         self.layout = "image-text" if bos is None or is_encoder_decoder else layout
@@ -156,7 +157,7 @@ class PromptEncoder:
         Raises:
             DataError: No token of the answer is left to train on, or the text holds the image token.
         """
-        prompt, answer = self._template_of(pair).sides(pair)
+        prompt, answer = self._sides(pair, name)
         if not pair.answer.strip():
             raise DataError(f"{self._named(pair, name)} has an empty answer: nothing to train on")
         if self.is_encoder_decoder:
@@ -169,15 +170,15 @@ class PromptEncoder:
                 f"{self._named(pair, name)} has no answer token left within prompt.max_text_tokens "
                 f"{self.prompt.max_text_tokens}: shorten its prompt or raise the limit"
             )
-        if encoded.input_ids.count(self.image_token_id) != self.num_image_tokens or (
-            self.image_token_id in encoded.labels
-        ):
-            raise DataError(f"{self._named(pair, name)} contains the image token as text: remove it")
         return encoded
 
-    def encode_prompt(self, pair: TextPair) -> list[int]:
-        """Encode what generation starts from: training's ids up to the first one with loss."""
-        prompt, _ = self._template_of(pair).sides(pair)
+    def encode_prompt(self, pair: TextPair, name: str | None = None) -> list[int]:
+        """Encode what generation starts from: training's ids up to the first one with loss.
+
+        Raises:
+            DataError: The prompt holds the image token.
+        """
+        prompt, _ = self._sides(pair, name)
         ids = self._ids(prompt)
         if self.is_encoder_decoder:
             return [*self._lead, *ids[: self.prompt.max_text_tokens - 1], *self._eos]
@@ -196,8 +197,12 @@ class PromptEncoder:
             text = text.split(self._end_text, 1)[0]
         return text.strip()
 
-    def _template_of(self, pair: TextPair) -> Template:
-        return parse_template(self.prompt.template if pair.template is None else pair.template)
+    def _sides(self, pair: TextPair, name: str | None) -> tuple[str, str]:
+        template = parse_template(self.prompt.template if pair.template is None else pair.template)
+        prompt, answer = template.sides(pair)
+        if self._image_text is not None and self._image_text in prompt + answer:
+            raise DataError(f"{self._named(pair, name)} contains {self._image_text!r} as text: remove it")
+        return prompt, answer
 
     def _named(self, pair: TextPair, name: str | None) -> str:
         if name is not None:
@@ -286,3 +291,9 @@ class PromptEncoder:
                 if last and self._decode(last).endswith(sign + self._end_text):
                     stops.extend(last)
         return list(dict.fromkeys(stops))
+
+
+def _added_token(tokenizer: "PreTrainedTokenizerBase", token_id: int) -> str | None:
+    """Return the text that the tokenizer turns into this id wherever it stands, if there is one."""
+    token = tokenizer.added_tokens_decoder.get(token_id)
+    return None if token is None else str(token.content)

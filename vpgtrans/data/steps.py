@@ -19,11 +19,10 @@ class StepBatches:
         self,
         order: PairOrder,
         collator: Collator,
-        num_steps: int,
         *,
+        epochs: float | None = None,
+        max_steps: int | None = None,
         micro_batch_size: int | None = None,
-        rank: int = 0,
-        world_size: int = 1,
         prefetch: bool = True,
     ) -> None:
         """Plan a stage.
@@ -31,27 +30,25 @@ class StepBatches:
         Args:
             order: Which pairs a step consists of.
             collator: Makes batches of them.
-            num_steps: Optimizer steps of the stage.
+            epochs: Length of the stage in epochs of ``order``; may be a fraction.
+            max_steps: Length in optimizer steps; give one of the two.
             micro_batch_size: Pairs of one forward pass; None: the whole step in one.
-            rank: This process's number; each process gets its own consecutive share of a step.
-            world_size: Number of processes.
             prefetch: Make the next step in a thread.
         """
         self.order = order
         self.collator = collator
-        self.num_steps = num_steps
-        self.micro_batch_size = micro_batch_size
-        self.rank = rank
-        self.world_size = world_size
+        self.num_steps = steps_of(order, epochs, max_steps)
+        """Optimizer steps of the stage."""
+        self.micro_batch_size = micro_batch_size or order.batch_size
         self.prefetch = prefetch
         self._ahead: tuple[int, Future[list[Batch]]] | None = None
 
     def pairs_in(self, step: int) -> list[PairItem]:
-        """Return the pairs of a step, over all processes."""
+        """Return the pairs of a step."""
         return self.order.step(step)
 
     def micro_batches(self, step: int) -> list[Batch]:
-        """Return this process's batches of a step.
+        """Return the batches of a step, in order.
 
         Raises:
             DataError: An image or text of this step cannot be used.
@@ -71,25 +68,25 @@ class StepBatches:
             except BaseException as error:  # noqa: BLE001 - raised again where the step is asked for
                 future.set_exception(error)
 
-        threading.Thread(target=work, name=f"step-{step}", daemon=True).start()
+        threading.Thread(target=work, name=f"step-{step}", daemon=False).start()
         return future
 
     def _make(self, step: int) -> list[Batch]:
         pairs = self.order.step(step)
-        first = len(pairs) * self.rank // self.world_size
-        end = len(pairs) * (self.rank + 1) // self.world_size
-        size = self.micro_batch_size or max(len(pairs), 1)
-        batches = []
-        for start in range(first, end, size):
-            items = pairs[start : min(start + size, end)]
-            batches.append(self.collator([item[:2] for item in items], pair_ids=[item[2] for item in items]))
-        return batches
+        parts = (
+            pairs[start : start + self.micro_batch_size]
+            for start in range(0, len(pairs), self.micro_batch_size)
+        )
+        return [
+            self.collator([item[:2] for item in items], pair_ids=[item[2] for item in items])
+            for items in parts
+        ]
 
 
 def steps_of(order: PairOrder, epochs: float | None, max_steps: int | None) -> int:
     """Return a stage's optimizer steps from a number of epochs or of steps."""
-    if max_steps is not None:
-        return max_steps
+    if (epochs is None) == (max_steps is None):
+        raise ValueError("give exactly one of 'epochs' and 'max_steps'")
     if epochs is None:
-        raise ValueError("give one of 'epochs' and 'max_steps'")
+        return max_steps or 0
     return math.ceil(round(epochs * order.steps_per_epoch, 6))
