@@ -1,0 +1,29 @@
+"""Measure without leaving a trace: eval mode and no graph, every submodule's own mode restored after."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def measuring(module: nn.Module) -> Iterator[None]:
+    """Run a block in eval mode without gradients.
+
+    A trained part is in training mode and a frozen one is not, so ``module.train()`` afterwards would
+    switch the frozen LLM's dropout on: each submodule gets back the mode that it had.
+    """
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Return where a module's parameters are."""
+    return next(module.parameters()).device
