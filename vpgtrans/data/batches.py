@@ -108,7 +108,9 @@ class Collator:
         unique = {record.image.key: record for record, _ in pairs}
         place = {key: number for number, key in enumerate(unique)}
         if for_generation:
-            inputs = [self.encoder.encode_prompt(text) for _, text in pairs]
+            inputs = [
+                self.encoder.encode_prompt(text, name) for (_, text), name in zip(pairs, names, strict=True)
+            ]
             labels = [[UNSUPERVISED] * len(ids) for ids in inputs]
         else:
             encoded = [self.encoder.encode(text, name) for (_, text), name in zip(pairs, names, strict=True)]

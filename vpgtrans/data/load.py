@@ -16,8 +16,8 @@ from vpgtrans.data.formats.imagefolder import find_metadata, is_imagefolder, rea
 from vpgtrans.data.formats.llava import is_llava, read_llava
 from vpgtrans.data.formats.source import Source, first_row, parse_file
 from vpgtrans.data.formats.vqa import is_vqa, read_vqa
-from vpgtrans.data.prompts import parse_template
 from vpgtrans.data.records import ImageFile, Record
+from vpgtrans.data.templates import parse_template
 from vpgtrans.errors import DataError
 from vpgtrans.progress import SILENT, Progress
 from vpgtrans.recipe import DataSource

@@ -137,9 +137,8 @@ def need(row: Any, keys: str | Iterable[str], path: Path | str, number: int) -> 
     for key in wanted:
         if row.get(key) is not None:
             return row[key]
-    raise DataError(
-        f"{path}: row {number} has no {' or '.join(repr(key) for key in wanted)}; it has {', '.join(map(str, row))}"
-    )
+    names = " or ".join(repr(key) for key in wanted)
+    raise DataError(f"{path}: row {number} has no {names}; it has {', '.join(map(str, row)) or 'no keys'}")
 
 
 def strings(value: Any, path: Path | str, number: int) -> list[str]:
