@@ -89,14 +89,16 @@ def meta_language_model(files: ModelFiles) -> Any:
     attempts = [(text_class, text_config)]
     if text_config is not config:
         attempts.append((AutoModelForImageTextToText, config))
+    problems = []
     for auto_class, candidate in attempts:
         try:
             with torch.device("meta"):
                 return auto_class.from_config(candidate)
-        except ValueError:
-            continue
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            problems.append(str(error).splitlines()[0])
     raise CheckpointError(
-        f"{files.name} (model type '{config.model_type}') has no language model that generates text."
+        f"No language model can be built from the configuration of {files.name} (model type "
+        f"'{config.model_type}'): {problems[0]}"
     )
 
 

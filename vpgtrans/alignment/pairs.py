@@ -11,7 +11,7 @@ from itertools import islice
 from transformers import PreTrainedTokenizerBase
 
 from vpgtrans.alignment.anchors import Anchors, make_anchors
-from vpgtrans.alignment.vocabulary import is_word_start, token_bytes
+from vpgtrans.alignment.vocabulary import is_word_start, read_vocabulary
 from vpgtrans.errors import AlignmentError
 
 _BATCH = 1000
@@ -26,20 +26,22 @@ def caption_anchors(
 ) -> Anchors:
     """Pair tokens by position in captions that both tokenizers cut into equally many tokens.
 
-    No special tokens are added (the authors also paired the end markers).
+    No special tokens are added (the authors also paired the end markers), and pairs with an unknown token
+    are left out.
 
     Args:
         texts: captions.
         source_tokenizer: the source LLM's.
         target_tokenizer: the target LLM's.
-        source_rows: rows of the source's embedding table; pairs beyond it are dropped. None: no check.
+        source_rows: rows of the source's embedding table; pairs beyond it are dropped (None: no check).
         target_rows: rows of the target's.
 
     Returns:
         Unique pairs in the order of their ids, weighted by how often they were met.
 
     Raises:
-        AlignmentError: no caption has equal lengths; says how many captions were tried.
+        AlignmentError: no caption has equal lengths (says how many were tried), or more than 1 % of a
+            vocabulary lies beyond its embedding table.
     """
     counts: Counter[tuple[int, int]] = Counter()
     num_texts = num_equal = 0
@@ -56,24 +58,21 @@ def caption_anchors(
             f"None of the {num_texts:,} captions has the same number of tokens in both tokenizers: pair the "
             f"vocabularies instead (--pairs vocabulary), or give more captions."
         )
-    beyond = [
-        pair
-        for pair in counts
-        if (source_rows is not None and pair[0] >= source_rows)
-        or (target_rows is not None and pair[1] >= target_rows)
-    ]
-    for pair in beyond:
-        del counts[pair]
-    pairs = sorted(counts)
-    source_bytes, target_bytes = token_bytes(source_tokenizer), token_bytes(target_tokenizer)
+    source, target = read_vocabulary(source_tokenizer), read_vocabulary(target_tokenizer)
+    if source_rows is not None:
+        source = source.within(source_rows, "source")
+    if target_rows is not None:
+        target = target.within(target_rows, "target")
+    # only tokens that stand for text, and that have an embedding, are kept: no <unk>
+    pairs = sorted(pair for pair in counts if pair[0] in source.tokens and pair[1] in target.tokens)
     return make_anchors(
         pairs=pairs,
         word_start=[
-            is_word_start(source_bytes.get(source, b"")) and is_word_start(target_bytes.get(target, b""))
-            for source, target in pairs
+            is_word_start(source.tokens[source_id]) and is_word_start(target.tokens[target_id])
+            for source_id, target_id in pairs
         ],
         weights=[float(counts[pair]) for pair in pairs],
-        num_dropped=len(beyond),
+        num_dropped=source.num_dropped + target.num_dropped,
     )
 
 

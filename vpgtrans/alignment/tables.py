@@ -18,6 +18,7 @@ from vpgtrans.weights.lazy import fetch_shard, read_tensor
 from vpgtrans.weights.locate import ModelFiles
 
 _CHUNK_BYTES = 32 << 20
+_TOKENIZER_FILES = ("tokenizer.json", "*.model", "vocab.*", "tekken.json", "*.tiktoken")
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
@@ -74,6 +75,14 @@ def load_tokenizer(files: ModelFiles) -> PreTrainedTokenizerBase:
     Raises:
         CheckpointError: there is none that transformers can read.
     """
+    if files.folder is not None and not any(
+        next(files.folder.glob(pattern), None) for pattern in _TOKENIZER_FILES
+    ):
+        # transformers would quietly make an empty tokenizer of some classes
+        raise CheckpointError(
+            f"{files.name} has no tokenizer (looked for {', '.join(_TOKENIZER_FILES)}): copy the tokenizer "
+            f"files of its language model into {files.folder}."
+        )
     try:
         if files.gguf is not None:
             return AutoTokenizer.from_pretrained(files.gguf.parent, gguf_file=files.gguf.name)

@@ -65,6 +65,10 @@ class PieceStyle:
         starts_word = (self.bare_words and not inside) or ends_word
         return b" " + raw if starts_word and text[:1].isalnum() else raw
 
+    def is_byte_piece(self, piece: str) -> bool:
+        """Whether a piece is a byte-fallback token, used only where no other piece fits."""
+        return self.byte_fallback and _BYTE_PIECE.match(piece) is not None
+
     def literal_bytes(self, content: str) -> bytes:
         """Return the bytes of an added token, which is matched in the text as it stands."""
         return (content.replace(self.space, " ") if self.space else content).encode("utf-8", "surrogatepass")

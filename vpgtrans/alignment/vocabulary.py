@@ -5,6 +5,7 @@ by string they would never meet, and no word-start token would.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
@@ -12,10 +13,76 @@ from vpgtrans.alignment.anchors import Anchors, make_anchors
 from vpgtrans.alignment.token_text import style_of
 from vpgtrans.errors import AlignmentError
 
-__all__ = ["Anchors", "is_word_start", "token_bytes", "vocabulary_anchors"]
+__all__ = ["Anchors", "Vocabulary", "is_word_start", "read_vocabulary", "token_bytes", "vocabulary_anchors"]
 
 _MAX_BEYOND = 0.01
 """Share of a vocabulary that may lie beyond the embedding table before it is taken for a mistake."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What a tokenizer's tokens stand for, special tokens left out.
+
+    Attributes:
+        tokens: token id to bytes, in the order of the ids.
+        byte_pieces: ids of byte-fallback tokens such as ``<0x41>``.
+        lowercase: whether the tokenizer lower-cases its text.
+        num_dropped: tokens that were beyond the embedding table.
+    """
+
+    tokens: Mapping[int, bytes]
+    byte_pieces: frozenset[int]
+    lowercase: bool
+    num_dropped: int = 0
+
+    def within(self, rows: int, side: str) -> "Vocabulary":
+        """Drop the tokens beyond an embedding table of ``rows`` rows; ``side`` is for the message.
+
+        Raises:
+            AlignmentError: more than 1 % of the tokens are beyond it.
+        """
+        tokens = {index: raw for index, raw in self.tokens.items() if index < rows}
+        dropped = len(self.tokens) - len(tokens)
+        if dropped > _MAX_BEYOND * len(self.tokens):
+            raise AlignmentError(
+                f"{dropped:,} of the {len(self.tokens):,} tokens of the {side} tokenizer (highest id "
+                f"{max(self.tokens):,}) lie beyond its embedding table of {rows:,} rows: does the tokenizer "
+                f"belong to another model?"
+            )
+        return Vocabulary(tokens, self.byte_pieces, self.lowercase, dropped)
+
+    def ids_by_bytes(self, *, fold_case: bool = False) -> dict[bytes, int]:
+        """Invert the table.
+
+        Among several tokens of the same bytes the lowest id counts; a byte-fallback token only where
+        there is no other, since text is never cut into it then and its embedding is hardly trained.
+        With ``fold_case`` capitalised tokens stand in for lower-case forms that have no token.
+        """
+        order = sorted(self.tokens, key=lambda index: (index in self.byte_pieces, index))
+        result: dict[bytes, int] = {}
+        for index in order:
+            result.setdefault(self.tokens[index], index)
+        if fold_case:
+            for index in order:
+                result.setdefault(_lower(self.tokens[index]), index)
+        return result
+
+
+def read_vocabulary(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
+    """Read what each token stands for out of a tokenizer."""
+    style = style_of(tokenizer)
+    added = tokenizer.added_tokens_decoder
+    special = {index for index, token in added.items() if token.special} | set(tokenizer.all_special_ids)
+    tokens, byte_pieces = {}, set()
+    for piece, index in tokenizer.get_vocab().items():
+        if index in special:
+            continue
+        raw = style.literal_bytes(piece) if index in added else style.piece_bytes(piece)
+        if raw:
+            tokens[index] = raw
+        if style.is_byte_piece(piece):
+            byte_pieces.add(index)
+    return Vocabulary(dict(sorted(tokens.items())), frozenset(byte_pieces), style.lowercase)
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase) -> dict[int, bytes]:
@@ -24,17 +91,7 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> dict[int, bytes]:
     A leading space is part of a token's bytes. Tokens of tokenizers whose words carry no marker
     (WordPiece) get the space that their text has.
     """
-    style = style_of(tokenizer)
-    added = tokenizer.added_tokens_decoder
-    special = {index for index, token in added.items() if token.special} | set(tokenizer.all_special_ids)
-    result = {}
-    for piece, index in tokenizer.get_vocab().items():
-        if index in special:
-            continue
-        raw = style.literal_bytes(piece) if index in added else style.piece_bytes(piece)
-        if raw:
-            result[index] = raw
-    return dict(sorted(result.items()))
+    return dict(read_vocabulary(tokenizer).tokens)
 
 
 def vocabulary_anchors(
@@ -45,9 +102,8 @@ def vocabulary_anchors(
 ) -> Anchors:
     """Pair the tokens of two vocabularies that stand for the same bytes.
 
-    Where several tokens of one vocabulary stand for the same bytes, the lowest id counts. If only one
-    side lower-cases its text, the other side's capitalised tokens also count as their lower-case form
-    where no lower-case token exists.
+    If only one side lower-cases its text, the other side's capitalised tokens also count as their
+    lower-case form where no lower-case token exists.
 
     Args:
         source_tokenizer: the source LLM's.
@@ -61,49 +117,25 @@ def vocabulary_anchors(
     Raises:
         AlignmentError: more than 1 % of a vocabulary lies beyond its embedding table.
     """
-    source, source_dropped = _within(token_bytes(source_tokenizer), source_rows, "source")
-    target, target_dropped = _within(token_bytes(target_tokenizer), target_rows, "target")
-    source_lower, target_lower = style_of(source_tokenizer).lowercase, style_of(target_tokenizer).lowercase
-    source_ids = _by_bytes(source, fold_case=target_lower and not source_lower)
-    target_ids = _by_bytes(target, fold_case=source_lower and not target_lower)
+    source = read_vocabulary(source_tokenizer).within(source_rows, "source")
+    target = read_vocabulary(target_tokenizer).within(target_rows, "target")
+    source_ids = source.ids_by_bytes(fold_case=target.lowercase and not source.lowercase)
+    target_ids = target.ids_by_bytes(fold_case=source.lowercase and not target.lowercase)
     shared = sorted((index, target_ids[raw], raw) for raw, index in source_ids.items() if raw in target_ids)
     return make_anchors(
         pairs=[(source_id, target_id) for source_id, target_id, _ in shared],
         word_start=[is_word_start(raw) for _, _, raw in shared],
-        num_dropped=source_dropped + target_dropped,
+        num_dropped=source.num_dropped + target.num_dropped,
     )
 
 
 def is_word_start(raw: bytes) -> bool:
-    """Whether bytes are one space and then letters only."""
+    """Whether bytes are one space and then letters only, of any script."""
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError:
         return False
     return text[:1] == " " and text[1:].isalpha()
-
-
-def _within(tokens: Mapping[int, bytes], rows: int, side: str) -> tuple[dict[int, bytes], int]:
-    inside = {index: raw for index, raw in tokens.items() if index < rows}
-    dropped = len(tokens) - len(inside)
-    if dropped > _MAX_BEYOND * len(tokens):
-        raise AlignmentError(
-            f"{dropped:,} of the {len(tokens):,} tokens of the {side} tokenizer (highest id "
-            f"{max(tokens):,}) lie beyond its embedding table of {rows:,} rows: does the tokenizer belong to "
-            f"another model?"
-        )
-    return inside, dropped
-
-
-def _by_bytes(tokens: Mapping[int, bytes], *, fold_case: bool) -> dict[bytes, int]:
-    """Invert a token table, the lowest id first."""
-    result: dict[bytes, int] = {}
-    for index in sorted(tokens):
-        result.setdefault(tokens[index], index)
-    if fold_case:
-        for index in sorted(tokens):
-            result.setdefault(_lower(tokens[index]), index)
-    return result
 
 
 def _lower(raw: bytes) -> bytes:

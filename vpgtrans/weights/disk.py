@@ -9,11 +9,11 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from vpgtrans.errors import SpaceError
 
@@ -48,13 +48,9 @@ def replacing(path: Path) -> Iterator[Path]:
         SpaceError: the disk filled up while the block was writing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.parent / f".{path.name}.{uuid4().hex[:12]}.tmp"
     try:
         yield temporary
-        # mkstemp makes files private; give the result the rights an ordinary new file has
-        temporary.chmod(0o666 & ~_umask())
         os.replace(temporary, path)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -88,13 +84,20 @@ def atomic_save_tensors(
     Raises:
         SpaceError: there is not enough room for it.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     need_space(
         path.parent, sum(t.numel() * t.element_size() for t in tensors.values()), f"Writing {path.name}"
     )
     with replacing(path) as temporary:
-        save_file(_unshared(tensors), temporary, metadata={"format": "pt", **(metadata or {})})
+        try:
+            save_file(_unshared(tensors), temporary, metadata={"format": "pt", **(metadata or {})})
+        except SafetensorError as error:
+            # safetensors reports a full disk in its own exception; need_space could not foresee it
+            if "No space left" in str(error):
+                raise OSError(errno.ENOSPC, str(error)) from error
+            raise
 
 
 def sha256_file(path: Path) -> str:
@@ -133,12 +136,6 @@ def _unshared(tensors: "Mapping[str, torch.Tensor]") -> "dict[str, torch.Tensor]
         seen.add(value.untyped_storage().data_ptr())
         result[name] = value
     return result
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _size(num_bytes: int) -> str:

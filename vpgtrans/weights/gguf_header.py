@@ -16,6 +16,7 @@ from vpgtrans.errors import CheckpointError
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
+_MAX_DIMENSIONS = 8
 _Value = str | int | float | bool
 
 
@@ -94,9 +95,9 @@ def read_gguf_header(path: Path) -> GGUFHeader:
         with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
             try:
                 header = _parse(_Cursor(data))
-            except (struct.error, ValueError, OverflowError, KeyError) as error:
+            except (struct.error, ValueError, OverflowError, KeyError, ZeroDivisionError) as error:
                 raise CheckpointError(
-                    f"The GGUF file {path} is truncated or corrupt: its header does not end within the "
+                    f"The GGUF file {path} is truncated or corrupt: its header cannot be read within the "
                     f"{size:,} bytes found ({error}). Download it again."
                 ) from error
     expected = max((tensor.offset + tensor.nbytes for tensor in header.tensors), default=0)
@@ -130,8 +131,11 @@ def _parse(cursor: _Cursor) -> GGUFHeader:
 
 def _tensor_entry(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
     name = cursor.string()
+    num_dimensions = cursor.count("I")
+    if num_dimensions > _MAX_DIMENSIONS:
+        raise ValueError(f"tensor '{name}' would have {num_dimensions:,} dimensions")
     # GGUF lists the fastest dimension first
-    shape = tuple(reversed([cursor.count() for _ in range(cursor.count("I"))]))
+    shape = tuple(reversed([cursor.count() for _ in range(num_dimensions)]))
     return name, shape, cursor.count("I"), cursor.count()
 
 

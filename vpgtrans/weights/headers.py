@@ -212,6 +212,7 @@ def _weights_not_fetched(files: ModelFiles) -> bool:
 
 def _hub_infos(files: ModelFiles) -> dict[str, TensorInfo]:
     """Ask the hub for the headers of a model's safetensors files (a few range requests)."""
+    from httpx import HTTPError
     from huggingface_hub import get_safetensors_metadata
     from huggingface_hub.errors import NotASafetensorsRepoError
 
@@ -223,7 +224,7 @@ def _hub_infos(files: ModelFiles) -> dict[str, TensorInfo]:
             f"The hub model {files.name} has no safetensors files, so that its headers cannot be read "
             f"without downloading it: fetch it with 'hf download {files.name}'."
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPError) as error:
         raise CheckpointError(
             f"The weights of {files.name} are not in the local cache and the hub cannot be reached "
             f"(offline?). Fetch them with 'hf download {files.name}', or give a local path."

@@ -67,11 +67,12 @@ def fetch_shard(files: ModelFiles, info: TensorInfo) -> TensorInfo:
     """
     if info.file.is_file() or not files.hub:
         return info
+    from httpx import HTTPError
     from huggingface_hub import hf_hub_download
 
     try:
         path = Path(hf_hub_download(files.name, info.file.name, revision=files.revision))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPError) as error:
         raise CheckpointError(
             f"{info.file.name} of {files.name} cannot be fetched from the hub (offline?): {error}"
         ) from error
@@ -133,7 +134,13 @@ def _read_gguf(info: TensorInfo, first: int, count: int) -> "torch.Tensor":
         values = raw.view(floats[info.dtype]).astype(np.float32)
     else:
         # dequantize wants rows of bytes: quantised blocks never cross a row of the last dimension
-        values = dequantize(raw.reshape(-1, _last_row_bytes(info)), kind)
+        try:
+            values = dequantize(raw.reshape(-1, _last_row_bytes(info)), kind)
+        except NotImplementedError as error:
+            raise CheckpointError(
+                f"Tensor '{info.name}' in {info.file} is quantised as {info.dtype}, which the gguf package "
+                f"cannot dequantise. Use a file of another quantisation, such as Q8_0."
+            ) from error
     return torch.from_numpy(np.ascontiguousarray(values)).reshape(count, *info.shape[1:])
 
 

@@ -65,10 +65,10 @@ class ModelFiles:
             return [self.gguf]
         folder = self._folder()
         for index_name, single_name in zip(WEIGHT_INDEXES, SINGLE_WEIGHTS, strict=True):
-            if (folder / index_name).is_file():
-                return self._shards(folder / index_name)
             if (folder / single_name).is_file():
                 return [folder / single_name]
+            if (folder / index_name).is_file():
+                return self._shards(folder / index_name)
         raise CheckpointError(
             f"{folder} has a config.json but no weights (looked for "
             f"{', '.join((*WEIGHT_INDEXES, *SINGLE_WEIGHTS))}); it holds {_listing(folder)}."
@@ -79,10 +79,10 @@ class ModelFiles:
         if self.folder is None:
             return None
         for index_name, single_name in zip(WEIGHT_INDEXES, SINGLE_WEIGHTS, strict=True):
-            if (self.folder / index_name).is_file():
-                return _weight_map(self.folder / index_name)
             if (self.folder / single_name).is_file():
                 return None
+            if (self.folder / index_name).is_file():
+                return _weight_map(self.folder / index_name)
         return None
 
     def _folder(self) -> Path:
@@ -200,6 +200,7 @@ def _from_hub(name: str, revision: str | None, weights: bool, allow: Sequence[st
 
 def _snapshot(name: str, revision: str | None, patterns: list[str]) -> Path:
     """Return the local snapshot with the files of ``patterns`` fetched."""
+    from httpx import HTTPError
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -220,7 +221,7 @@ def _snapshot(name: str, revision: str | None, patterns: list[str]) -> Path:
             f"There is no model '{name}' on the hub (or it is private and you are not logged in), and no "
             f"local folder of that name."
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPError) as error:
         raise CheckpointError(
             f"'{name}' is not a local folder, and as a hub model it is not in the local cache and the hub "
             f"cannot be reached (offline?). Connect once, or give a local path. [{type(error).__name__}]"
