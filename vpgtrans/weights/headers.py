@@ -17,6 +17,7 @@ from typing import Any
 from vpgtrans.errors import CheckpointError
 from vpgtrans.weights.bins import load_bin
 from vpgtrans.weights.gguf_header import read_gguf_header
+from vpgtrans.weights.hub import remote_headers
 from vpgtrans.weights.locate import ModelFiles
 
 TORCH_DTYPES = {
@@ -211,33 +212,17 @@ def _weights_not_fetched(files: ModelFiles) -> bool:
 
 
 def _hub_infos(files: ModelFiles) -> dict[str, TensorInfo]:
-    """Ask the hub for the headers of a model's safetensors files (a few range requests)."""
-    from httpx import HTTPError
-    from huggingface_hub import get_safetensors_metadata
-    from huggingface_hub.errors import NotASafetensorsRepoError
-
+    """Return a hub model's tensors by its remote headers; the files named are where they would be."""
     folder = files.folder or Path()
-    try:
-        metadata = get_safetensors_metadata(files.name, revision=files.revision)
-    except NotASafetensorsRepoError as error:
-        raise CheckpointError(
-            f"The hub model {files.name} has no safetensors files, so that its headers cannot be read "
-            f"without downloading it: fetch it with 'hf download {files.name}'."
-        ) from error
-    except (OSError, ValueError, HTTPError) as error:
-        raise CheckpointError(
-            f"The weights of {files.name} are not in the local cache and the hub cannot be reached "
-            f"(offline?). Fetch them with 'hf download {files.name}', or give a local path."
-        ) from error
     return {
         name: TensorInfo(
             name,
-            info.dtype,
-            tuple(info.shape),
+            entry.dtype,
+            tuple(entry.shape),
             folder / file_name,
             0,
-            info.data_offsets[1] - info.data_offsets[0],
+            entry.data_offsets[1] - entry.data_offsets[0],
         )
-        for file_name, file in metadata.files_metadata.items()
-        for name, info in file.tensors.items()
+        for file_name, header in remote_headers(files.name, files.revision).items()
+        for name, entry in header.tensors.items()
     }

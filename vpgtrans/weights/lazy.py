@@ -5,12 +5,12 @@ that walking over a 14 GB checkpoint costs the largest tensor, not the file.
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpgtrans.errors import CheckpointError
 from vpgtrans.weights.bins import load_bin
 from vpgtrans.weights.headers import TORCH_DTYPES, TensorInfo, file_infos
+from vpgtrans.weights.hub import fetch_file
 from vpgtrans.weights.locate import ModelFiles
 
 if TYPE_CHECKING:
@@ -67,15 +67,7 @@ def fetch_shard(files: ModelFiles, info: TensorInfo) -> TensorInfo:
     """
     if info.file.is_file() or not files.hub:
         return info
-    from httpx import HTTPError
-    from huggingface_hub import hf_hub_download
-
-    try:
-        path = Path(hf_hub_download(files.name, info.file.name, revision=files.revision))
-    except (OSError, ValueError, HTTPError) as error:
-        raise CheckpointError(
-            f"{info.file.name} of {files.name} cannot be fetched from the hub (offline?): {error}"
-        ) from error
+    path = fetch_file(files.name, files.revision, info.file.name)
     return file_infos(path)[info.name]
 
 

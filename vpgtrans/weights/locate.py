@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vpgtrans.errors import CheckpointError
+from vpgtrans.weights.hub import fetch_snapshot
 
 WEIGHT_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 """Shard lists of transformers, in the order in which they are looked for."""
@@ -20,7 +21,6 @@ SINGLE_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """Unsharded weight files of transformers, in the same order."""
 
 _SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.spm")
-_FOREIGN_FILES = ("consolidated*", "original/*", "onnx/*", "openvino*")
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w][\w.-]*)?$")
 _GGUF_PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
 _MODEL_SUFFIXES = (".gguf", ".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".json")
@@ -185,47 +185,17 @@ def _from_folder(name: str, path: Path) -> ModelFiles:
 
 
 def _from_hub(name: str, revision: str | None, weights: bool, allow: Sequence[str] | None) -> ModelFiles:
-    folder = _snapshot(name, revision, list(allow) if allow is not None else list(_SMALL_FILES))
+    folder = fetch_snapshot(name, revision, allow if allow is not None else _SMALL_FILES)
     if not (folder / "config.json").is_file():
         raise CheckpointError(
             f"The hub repository {name} has no config.json (it holds {_listing(folder)}). If it is a GGUF "
             f"repository, download one .gguf file and give its path."
         )
     if weights and allow is None:
-        _snapshot(name, revision, [*_SMALL_FILES, "*.safetensors"])
+        fetch_snapshot(name, revision, [*_SMALL_FILES, "*.safetensors"])
         if not any(folder.glob("*.safetensors")):
-            _snapshot(name, revision, [*_SMALL_FILES, "*.bin"])
+            fetch_snapshot(name, revision, [*_SMALL_FILES, "*.bin"])
     return ModelFiles(name=name, folder=folder, gguf=None, revision=revision, hub=True)
-
-
-def _snapshot(name: str, revision: str | None, patterns: list[str]) -> Path:
-    """Return the local snapshot with the files of ``patterns`` fetched."""
-    from httpx import HTTPError
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-
-    try:
-        return Path(
-            snapshot_download(
-                name, revision=revision, allow_patterns=patterns, ignore_patterns=list(_FOREIGN_FILES)
-            )
-        )
-    except GatedRepoError as error:
-        raise CheckpointError(
-            f"The hub model {name} is gated: accept its terms on its page and log in with 'hf auth login'."
-        ) from error
-    except RevisionNotFoundError as error:
-        raise CheckpointError(f"The hub model {name} has no revision '{revision}'.") from error
-    except RepositoryNotFoundError as error:
-        raise CheckpointError(
-            f"There is no model '{name}' on the hub (or it is private and you are not logged in), and no "
-            f"local folder of that name."
-        ) from error
-    except (OSError, ValueError, HTTPError) as error:
-        raise CheckpointError(
-            f"'{name}' is not a local folder, and as a hub model it is not in the local cache and the hub "
-            f"cannot be reached (offline?). Connect once, or give a local path. [{type(error).__name__}]"
-        ) from error
 
 
 def _looks_like_path(name: str) -> bool:
