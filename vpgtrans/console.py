@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console as RichConsole
+from rich.console import JustifyMethod
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -52,8 +53,8 @@ class _BarTask:
 
     def show(self, **values: str | float) -> None:
         """Show the latest values beside the bar."""
-        words = [f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in values.items()]
-        self._progress.update(self._task_id, values="  ".join(words))
+        words = "  ".join(f"{key} {_word(value)}" for key, value in values.items())
+        self._progress.update(self._task_id, values=words)
 
 
 class Console:
@@ -77,7 +78,8 @@ class Console:
             TimeRemainingColumn(),
             TextColumn("{task.fields[values]}", style="dim"),
         )
-        with Progress(*columns, console=self._err, transient=True, disable=self._quiet) as progress:
+        drawn = self._err.is_terminal and not self._quiet
+        with Progress(*columns, console=self._err, transient=True, disable=not drawn) as progress:
             task_id = progress.add_task(escape(title), total=total, unit=unit, values="")
             task = _BarTask(progress, task_id)
             yield task
@@ -86,7 +88,8 @@ class Console:
         if seconds > _QUIET_SECONDS and not self._quiet:
             done = f"{finished.completed:,.0f} {unit}, " if finished.completed else ""
             values = f"  {finished.fields['values']}" if finished.fields["values"] else ""
-            self._err.print(f"[green]done[/green] {escape(title)} [dim]({done}{seconds:.1f} s){escape(values)}[/dim]")
+            what = f"[green]done[/green] {escape(title)}"
+            self._err.print(f"{what} [dim]({done}{seconds:.1f} s){escape(values)}[/dim]")
 
     def note(self, text: str) -> None:
         """Say one line on standard error."""
@@ -103,13 +106,16 @@ class Console:
         if not self.json_only:
             self._out.print(text)
 
-    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], numeric: Sequence[str] = ()) -> None:
+    def table(
+        self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], numeric: Sequence[str] = ()
+    ) -> None:
         """Print a table; columns named in ``numeric`` are set flush right."""
         if self.json_only:
             return
         table = Table(title=escape(title), title_justify="left", title_style="bold", header_style="bold")
         for column in columns:
-            table.add_column(escape(column), justify="right" if column in numeric else "left", overflow="fold")
+            justify: JustifyMethod = "right" if column in numeric else "left"
+            table.add_column(escape(column), justify=justify, overflow="fold")
         for row in rows:
             table.add_row(*(escape(_word(cell)) for cell in row))
         self._out.print(table)

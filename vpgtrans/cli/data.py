@@ -15,7 +15,7 @@ STYLES = {"image": "bold blue", "special": "magenta", "prompt": "dim", "supervis
 def preview_data(
     recipe: RecipeArgument,
     samples: Annotated[int, typer.Option("--samples", "-n", min=1, help="How many pairs to show.")] = 4,
-    overrides: SetOption = [],  # noqa: B006
+    overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show samples: the image, the tokens, which of them carry loss, where the soft prompt stands."""
@@ -23,7 +23,7 @@ def preview_data(
     from vpgtrans.transfer.preview import preview_samples
 
     console = Console(json_only=as_json)
-    previews = preview_samples(load_recipe(recipe, overrides), samples)
+    previews = preview_samples(load_recipe(recipe, overrides or ()), samples)
     if as_json:
         console.json([preview.to_dict() for preview in previews])
         return
@@ -38,4 +38,7 @@ def preview_data(
             line.append(token.text.replace("\n", "\\n"), style=STYLES[token.role])
             line.append("|", style="dim")
         console.say_text(line)
-        console.say(f"{preview.num_supervised} of {preview.num_text} text tokens carry loss; soft prompt of {preview.num_image}")
+        console.say(
+            f"{preview.num_supervised} of {preview.num_text} text tokens carry loss; "
+            f"soft prompt of {preview.num_image}"
+        )

@@ -14,10 +14,18 @@ def evaluate(
     data: Annotated[str, typer.Option("--data", help="Image-text data: file, folder or datasets id.")],
     images: Annotated[str | None, typer.Option(help="The folder that image paths start from.")] = None,
     split: Annotated[str | None, typer.Option(help="The split, for datasets and Karpathy files.")] = None,
-    template: Annotated[str | None, typer.Option(help="Text around {prompt} and {answer}; default: the run's.")] = None,
-    layout: Annotated[str | None, typer.Option(help="image-bos-text | bos-image-text | image-text; default: the run's.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Where the report goes; default: beside the model.")] = None,
-    max_texts: Annotated[int | None, typer.Option(min=1, help="Use only so many texts, at even distances.")] = None,
+    template: Annotated[
+        str | None, typer.Option(help="Text around {prompt} and {answer}; default: the run's.")
+    ] = None,
+    layout: Annotated[
+        str | None, typer.Option(help="image-bos-text | bos-image-text | image-text; default: the run's.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Where the report goes; default: beside the model.")
+    ] = None,
+    max_texts: Annotated[
+        int | None, typer.Option(min=1, help="Use only so many texts, at even distances.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 32,
     as_json: JsonOption = False,

@@ -18,9 +18,13 @@ class ExportFormat(StrEnum):
 
 def export(
     run: Annotated[Path, typer.Argument(help="The run folder.")],
-    to: Annotated[ExportFormat, typer.Option("--to", help="hf: a stock Hugging Face folder.")] = ExportFormat.HF,
+    to: Annotated[
+        ExportFormat, typer.Option("--to", help="hf: a stock Hugging Face folder.")
+    ] = ExportFormat.HF,
     out: Annotated[Path | None, typer.Option("--out", help="Where to; default: RUN/model.")] = None,
-    verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Reload in a fresh process and compare.")] = True,
+    verify: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Reload in a fresh process and compare.")
+    ] = True,
     as_json: JsonOption = False,
 ) -> None:
     """Write a folder that AutoModelForImageTextToText reads without this package."""

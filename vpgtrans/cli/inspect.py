@@ -10,7 +10,9 @@ from vpgtrans.console import Console
 
 def inspect(
     model: Annotated[str, typer.Argument(help="Hub id, local folder or GGUF file.")],
-    target: Annotated[str | None, typer.Option("--target", help="The LLM to port to: prints the plan.")] = None,
+    target: Annotated[
+        str | None, typer.Option("--target", help="The LLM to port to: prints the plan.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show a model's parts and, with --target, what a port would do and what blocks it."""
@@ -25,12 +27,19 @@ def inspect(
         console.json({"model": anatomy.to_dict(), **({"plan": plan.to_dict()} if plan else {})})
         raise typer.Exit(1 if plan and plan.blockers else 0)
     rows = [(p.name, p.modules, p.parameters, p.width, p.dtype) for p in anatomy.parts]
-    console.table(f"{anatomy.model} ({anatomy.model_type})", ("part", "modules", "parameters", "width", "dtype"), rows, ("parameters", "width"))
+    console.table(
+        f"{anatomy.model} ({anatomy.model_type})",
+        ("part", "modules", "parameters", "width", "dtype"),
+        rows,
+        ("parameters", "width"),
+    )
     console.facts("Facts", anatomy.facts())
     if plan is None:
         return
     console.table(f"Port to {target}", ("part", "what happens", "detail"), plan.rows)
-    console.table("Training", ("stage", "trained parts"), [(k, ", ".join(v)) for k, v in plan.trained_in.items()])
+    console.table(
+        "Training", ("stage", "trained parts"), [(k, ", ".join(v)) for k, v in plan.trained_in.items()]
+    )
     for blocker in plan.blockers:
         console.error(blocker)
     if plan.blockers:

@@ -8,8 +8,7 @@ import typer
 RecipeArgument = Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one.")]
 OutOption = Annotated[Path, typer.Option("--out", help="The run folder; the same command continues it.")]
 SetOption = Annotated[
-    list[str], typer.Option("--set", "-s", metavar="SECTION.KEY=VALUE", help="Override a recipe key; repeatable.")
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="SECTION.KEY=VALUE", help="Override a recipe key; repeatable."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
-SourceOption = Annotated[str, typer.Option("--source", help="The source: a VLM (or, for convert, an LLM).")]
-TargetOption = Annotated[str, typer.Option("--target", help="The target LLM: hub id, folder or GGUF file.")]

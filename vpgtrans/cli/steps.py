@@ -8,7 +8,9 @@ import typer
 from vpgtrans.cli.options import JsonOption, SetOption
 from vpgtrans.console import Console
 
-Folder = Annotated[Path, typer.Option("--out", help="The run folder; each step reads the artefact of the one before.")]
+Folder = Annotated[
+    Path, typer.Option("--out", help="The run folder; each step reads the artefact of the one before.")
+]
 OptionalRecipe = Annotated[
     str | None, typer.Argument(help="A recipe; with one, --source and --target may be left out.")
 ]
@@ -21,11 +23,16 @@ def convert(
     recipe: OptionalRecipe = None,
     source: Source = None,
     target: Target = None,
-    method: Annotated[str | None, typer.Option(help="ridge | cosine | cosine-sgd | procrustes | random | identity | from-file")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="ridge | cosine | cosine-sgd | procrustes | random | identity | from-file"),
+    ] = None,
     pairs: Annotated[str | None, typer.Option(help="vocabulary | captions (the authors' way)")] = None,
-    captions: Annotated[Path | None, typer.Option(help="Text file with one caption a line, for --pairs captions.")] = None,
+    captions: Annotated[
+        Path | None, typer.Option(help="Text file with one caption a line, for --pairs captions.")
+    ] = None,
     file: Annotated[str | None, typer.Option(help="The converter to take, for --method from-file.")] = None,
-    overrides: SetOption = [],  # noqa: B006
+    overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Fit the word converter between two LLMs' embedding spaces; reads only their two tables."""
@@ -34,7 +41,13 @@ def convert(
     from vpgtrans.transfer.single import recipe_of
 
     console = Console(json_only=as_json)
-    loaded = recipe_of(recipe, source, target, overrides, {"converter": {"method": method, "pairs": pairs, "file": file}})
+    loaded = recipe_of(
+        recipe,
+        source,
+        target,
+        overrides or (),
+        {"converter": {"method": method, "pairs": pairs, "file": file}},
+    )
     show_converter(console, run(loaded, out, console, captions))
 
 
@@ -43,11 +56,17 @@ def fuse(
     recipe: OptionalRecipe = None,
     source: Source = None,
     target: Target = None,
-    init: Annotated[str | None, typer.Option(help="converter | captions | converter+captions | source | random")] = None,
+    init: Annotated[
+        str | None, typer.Option(help="converter | captions | converter+captions | source | random")
+    ] = None,
     calibration: Annotated[str | None, typer.Option(help="none | norm | search")] = None,
-    data: Annotated[str | None, typer.Option(help="Image-text data for the calibration and for captions.")] = None,
-    images: Annotated[str | None, typer.Option(help="The folder that image paths of --data start from.")] = None,
-    overrides: SetOption = [],  # noqa: B006
+    data: Annotated[
+        str | None, typer.Option(help="Image-text data for the calibration and for captions.")
+    ] = None,
+    images: Annotated[
+        str | None, typer.Option(help="The folder that image paths of --data start from.")
+    ] = None,
+    overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Fuse the converter into the source projector, exactly, and calibrate its scale."""
@@ -58,17 +77,27 @@ def fuse(
     console = Console(json_only=as_json)
     train = None if data is None else ({"path": data, "images": images},)
     values = {"init": {"projector": init, "calibration": calibration}, "data": {"train": train}}
-    show_fusion(console, run(recipe_of(recipe, source, target, overrides, values), out, console))
+    show_fusion(console, run(recipe_of(recipe, source, target, overrides or (), values), out, console))
 
 
-def warmup(recipe: Annotated[str, typer.Argument(help="The recipe.")], out: Folder, overrides: SetOption = [], as_json: JsonOption = False) -> None:  # noqa: B006
+def warmup(
+    recipe: Annotated[str, typer.Argument(help="The recipe.")],
+    out: Folder,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Warm up the projector: it alone is trained, one epoch at five times the normal rate."""
-    _run_stage(recipe, out, overrides, as_json, "warmup")
+    _run_stage(recipe, out, overrides or [], as_json, "warmup")
 
 
-def finetune(recipe: Annotated[str, typer.Argument(help="The recipe.")], out: Folder, overrides: SetOption = [], as_json: JsonOption = False) -> None:  # noqa: B006
+def finetune(
+    recipe: Annotated[str, typer.Argument(help="The recipe.")],
+    out: Folder,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Fine-tune VPG and projector together, the LLM frozen."""
-    _run_stage(recipe, out, overrides, as_json, "finetune")
+    _run_stage(recipe, out, overrides or [], as_json, "finetune")
 
 
 def _run_stage(recipe: str, out: Path, overrides: list[str], as_json: bool, name: str) -> None:
@@ -77,4 +106,4 @@ def _run_stage(recipe: str, out: Path, overrides: list[str], as_json: bool, name
     from vpgtrans.transfer.pipeline import run_one_stage
 
     console = Console(json_only=as_json)
-    show_stages(console, [run_one_stage(load_recipe(recipe, overrides), out, name, console)])
+    show_stages(console, [run_one_stage(load_recipe(recipe, overrides or ()), out, name, console)])

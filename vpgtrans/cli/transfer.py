@@ -12,8 +12,10 @@ from vpgtrans.console import Console
 def transfer(
     recipe: RecipeArgument,
     out: OutOption,
-    overrides: SetOption = [],  # noqa: B006  (Typer reads the default; it is never mutated)
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, train nothing.")] = False,
+    overrides: SetOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, print the plan, train nothing.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Port a VPG to a new LLM: convert, fuse, warm up, fine-tune, evaluate, export."""
@@ -24,7 +26,7 @@ def transfer(
     from vpgtrans.transfer.preflight import preflight
 
     console = Console(json_only=as_json)
-    loaded = load_recipe(recipe, overrides)
+    loaded = load_recipe(recipe, overrides or ())
     if dry_run:
         show_plan(console, preflight(loaded, RunFolder(Path(out)), console))
         return

@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpgtrans.data.batches import Collator
-from vpgtrans.data.check import check_images
 from vpgtrans.data.load import Mix, load_mix
 from vpgtrans.data.order import PairOrder
 from vpgtrans.data.prompts import PromptEncoder
 from vpgtrans.data.records import Record, TextPair
-from vpgtrans.data.steps import StepBatches, steps_of
+from vpgtrans.data.steps import StepBatches
 from vpgtrans.errors import DataError, RunFolderError
 from vpgtrans.progress import SILENT, Progress
-from vpgtrans.recipe import Data, Recipe, Stage
+from vpgtrans.recipe import Data, DataSource, Recipe, Stage
 from vpgtrans.transfer.folder import RunFolder, read_facts
 from vpgtrans.weights.locate import ModelFiles, locate_model
 
@@ -101,7 +100,8 @@ class Context:
     def mix(self, data: Data) -> Mix:
         """Return the training sets of a data section, unreadable images left out."""
         if data not in self._mixes:
-            self._mixes[data] = self._readable(load_mix(data.train), data.max_unreadable)
+            name = "train" if data == self.recipe.data else f"train-{len(self._mixes)}"
+            self._mixes[data] = self._load(name, data.train, data.max_unreadable)
         return self._mixes[data]
 
     @cached_property
@@ -118,16 +118,13 @@ class Context:
         sources = getattr(self.recipe.data, split)
         if not sources:
             return []
-        mix = load_mix(
-            sources, self.recipe.data.max_unreadable, report=self.folder.unreadable, progress=self.progress
-        )
+        mix = self._load(split, sources, self.recipe.data.max_unreadable)
         return spread([Item(record, text) for record in mix.records for text in record.texts], limit)
 
-    def _readable(self, mix: Mix, max_unreadable: float) -> Mix:
-        """Leave out images that do not decode; too many of them are an error."""
-        report = self.folder.unreadable if self.folder.root.is_dir() else None
-        sets = [check_images(records, max_unreadable, report, self.progress) for records in mix.sets]
-        return Mix(sets, mix.weights)
+    def _load(self, split: str, sources: tuple[DataSource, ...], max_unreadable: float) -> Mix:
+        """Read sets with the images left out that do not decode; too many of them are an error."""
+        report = self.folder.unreadable(split) if self.folder.root.is_dir() else None
+        return load_mix(sources, max_unreadable, report=report, progress=self.progress)
 
     def texts(self) -> list[str]:
         """Return the training answers, for caption anchors."""
@@ -219,8 +216,13 @@ class Context:
         order = PairOrder(
             self.mix(data), stage.batch_size, texts_per_visit=data.texts_per_visit, seed=self.recipe.seed
         )
-        steps = steps_of(order, stage.epochs, stage.max_steps)
-        return StepBatches(order, self.collator(data), steps, micro_batch_size=stage.micro_batch_size)
+        return StepBatches(
+            order,
+            self.collator(data),
+            epochs=stage.epochs,
+            max_steps=stage.max_steps,
+            micro_batch_size=stage.micro_batch_size,
+        )
 
 
 def spread(items: list[Any], limit: int | None) -> list[Any]:

@@ -27,7 +27,6 @@ class RunFolder:
         self.plots = root / "plots"
         self.evaluations = root / "evaluation"
         self.features = root / "features"
-        self.unreadable = root / "unreadable-images.txt"
         self.model = root / "model"
         self.card = root / "README.md"
         self.result = root / "result.json"
@@ -39,6 +38,10 @@ class RunFolder:
     def evaluation(self, moment: str) -> Path:
         """Return the folder of the evaluation at ``zero-step`` or after a stage."""
         return self.evaluations / moment
+
+    def unreadable(self, split: str) -> Path:
+        """Return the file that lists a split's unreadable images."""
+        return self.root / f"unreadable-{split}.json"
 
     def stored_recipe(self) -> Recipe | None:
         """Return the recipe that this folder belongs to, if it was claimed."""

@@ -15,7 +15,7 @@ from vpgtrans.transfer.folder import RunFolder, write_facts
 from vpgtrans.transfer.preflight import needs_converter, preflight
 
 if TYPE_CHECKING:
-    from vpgtrans.training.loop import StageResult
+    from vpgtrans.training.results import StageResult
 
 
 @dataclass
@@ -41,7 +41,7 @@ class TransferResult:
             "model": str(self.model),
             "converter": self.converter,
             "projector": self.projector,
-            "stages": [stage.to_dict() for stage in self.stages],
+            "stages": [stage.to_json() for stage in self.stages],
             "evaluations": self.evaluations,
             "export": self.export,
             "seconds": self.seconds,
