@@ -63,3 +63,25 @@ def evaluate_at(context: Context, moment: str) -> dict[str, Any]:
     )
     report.save(folder)
     return report.to_dict()
+
+
+def export_model(context: Context, facts: dict[str, Any], folder: Path | None = None, *, verify: bool | None = None) -> dict[str, Any]:
+    """Write the stock model folder, once, and check it in a fresh process.
+
+    Args:
+        context: the run, its trained weights in the model.
+        facts: what the model card says about it.
+        folder: where to; None: ``RUN/model``.
+        verify: None: as the recipe says.
+    """
+    return {}
+
+
+def loading_lines(model: Path) -> list[str]:
+    """Return the lines of Python that load an exported model with stock transformers."""
+    return []
+
+
+def card_facts(*args: Any) -> dict[str, Any]:
+    """Return what the model card says."""
+    return {}
