@@ -112,7 +112,13 @@ class Console:
         """Print a table; columns named in ``numeric`` are set flush right."""
         if self.json_only:
             return
-        table = Table(title=escape(title), title_justify="left", title_style="bold", header_style="bold")
+        table = Table(
+            title=escape(title),
+            title_justify="left",
+            title_style="bold",
+            header_style="bold",
+            show_header=any(columns),
+        )
         for column in columns:
             justify: JustifyMethod = "right" if column in numeric else "left"
             table.add_column(escape(column), justify=justify, overflow="fold")

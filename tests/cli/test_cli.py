@@ -52,7 +52,8 @@ def test_help_of_everything_imports_no_torch() -> None:
         "runner = CliRunner()\n"
         "names = [[]] + [[n] for n in sys.argv[1:]]\n"
         "bad = [n for n in names if runner.invoke(app, [*n, '--help']).exit_code != 0]\n"
-        "heavy = [m for m in ('torch', 'transformers', 'datasets', 'matplotlib', 'accelerate') if m in sys.modules]\n"
+        "libraries = ('torch', 'transformers', 'datasets', 'matplotlib', 'accelerate')\n"
+        "heavy = [name for name in libraries if name in sys.modules]\n"
         "print(bad, heavy)"
     )
     out = subprocess.run([sys.executable, "-c", code, *COMMANDS], capture_output=True, text=True, check=True)
@@ -98,7 +99,7 @@ def test_inspect_shows_parts_and_plan(cli, models: tuple[Path, Path]) -> None:
     assert code == 0
     parts = {part["name"]: part for part in report["model"]["parts"]}
     assert parts["projector"]["parameters"] == 24 * 32 + 32
-    assert parts["query_tokens"]["parameters"] == 4 * 24
+    assert parts["query tokens"]["parameters"] == 4 * 24
     assert report["plan"]["blockers"] == []
     code, out, _ = cli("inspect", models[0], "--target", models[1])
     assert code == 0

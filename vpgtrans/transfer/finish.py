@@ -65,7 +65,9 @@ def evaluate_at(context: Context, moment: str) -> dict[str, Any]:
     return report.to_dict()
 
 
-def export_model(context: Context, facts: dict[str, Any], folder: Path | None = None, *, verify: bool | None = None) -> dict[str, Any]:
+def export_model(
+    context: Context, facts: dict[str, Any], folder: Path | None = None, *, verify: bool | None = None
+) -> dict[str, Any]:
     """Write the stock model folder, once, and check it in a fresh process.
 
     Args:
