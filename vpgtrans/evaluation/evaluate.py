@@ -108,16 +108,16 @@ def evaluate(
     answers = generate_answers(
         trainee, collator, encoder, pairs, size, spec.max_new_tokens, progress, f"{title}: answers"
     )
-    samples = [
+    matches = [is_match(answer, text.accepted) for (_, text), answer in zip(pairs, answers, strict=True)]
+    samples: list[dict[str, Any]] = [
         {
             "id": pair_id(record, text),
             "prompt": text.prompt,
             "answer": text.answer,
             "references": list(text.accepted),
             "generated": answer,
-            "match": is_match(answer, text.accepted),
+            "match": match,
         }
-        for (record, text), answer in zip(pairs, answers, strict=True)
+        for (record, text), answer, match in zip(pairs, answers, matches, strict=True)
     ]
-    matches = sum(sample["match"] for sample in samples)
-    return EvaluationReport(loss, gap, matches / len(samples), len(samples), len(images), samples)
+    return EvaluationReport(loss, gap, sum(matches) / len(samples), len(samples), len(images), samples)

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from vpgtrans.training.trainable import current_modes
+
 
 @contextmanager
 def measuring(module: nn.Module) -> Iterator[None]:
@@ -14,14 +16,13 @@ def measuring(module: nn.Module) -> Iterator[None]:
     A trained part is in training mode and a frozen one is not, so ``module.train()`` afterwards would
     switch the frozen LLM's dropout on: each submodule gets back the mode that it had.
     """
-    modes = {part: part.training for part in module.modules()}
+    modes = current_modes(module)
     module.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        for part, training in modes.items():
-            part.training = training
+        modes.apply()
 
 
 def device_of(module: nn.Module) -> torch.device:

@@ -60,11 +60,11 @@ def export_config(
         "tie_word_embeddings": tied,
         **end_tokens(llm, stop_ids, tokenizer),
     }
-    text |= _legacy_rope(text, llm_config)
     for part in ("vision_config", "qformer_config"):
         if part in values:
             values[part]["dtype"] = dtype
-    return values
+    spelled_twice = {**values, "text_config": {**text, **_legacy_rope(text, llm_config)}}
+    return spelled_twice if _reads_back(spelled_twice, model.config) else values
 
 
 def generation_config(text_config: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,13 +93,7 @@ def end_tokens(
     return {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": pad}
 
 
-def without_legacy_rope(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy without the 4.x spellings, for an LLM whose 5.x class reads them as something else."""
-    text = {key: value for key, value in config["text_config"].items() if key not in _LEGACY_ROPE}
-    return {**config, "text_config": text}
-
-
-def reads_back(config: Mapping[str, Any], model_config: PreTrainedConfig) -> bool:
+def _reads_back(config: Mapping[str, Any], model_config: PreTrainedConfig) -> bool:
     """Tell whether the installed transformers gets the same rotary settings from ``config``."""
     again = type(model_config).from_dict(copy.deepcopy(dict(config)))
     spelled = [json.dumps(_rope_parameters(one.text_config), sort_keys=True) for one in (again, model_config)]

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vpgtrans.data.prompts import PromptEncoder, parse_template
+from vpgtrans.data.prompts import PromptEncoder
 from vpgtrans.data.records import TextPair
+from vpgtrans.data.templates import parse_template
 from vpgtrans.vlm.image_token import IMAGE_TOKEN
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def find_usage(encoder: PromptEncoder, pairs: Sequence[TextPair]) -> Usage:
     prompts = [
         (prompt_text(encoder, pair), encoder.encode_prompt(pair)) for pair in (template_pair(), *pairs)
     ]
-    prompts = [(prompt, ids) for prompt, ids in prompts if not _is_cut(encoder, ids)]
+    prompts = [(prompt, ids) for prompt, ids in prompts if not is_cut(encoder, ids)]
     for usage in _candidates(encoder):
         if all(usage.ids(encoder.tokenizer, encoder, prompt) == ids for prompt, ids in prompts):
             return usage
@@ -82,7 +83,7 @@ def explicit_frame(encoder: PromptEncoder) -> tuple[list[int], list[int]]:
     return lead[encoder.layout], [token for token in tail if token is not None]
 
 
-def _is_cut(encoder: PromptEncoder, ids: list[int]) -> bool:
+def is_cut(encoder: PromptEncoder, ids: list[int]) -> bool:
     """Tell whether an encoder-decoder prompt was shortened in training, which the processor never does."""
     return (
         encoder.is_encoder_decoder and len(ids) >= encoder.num_image_tokens + encoder.prompt.max_text_tokens
