@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from vpgtrans.recipe import Stage
+
 
 @dataclass
 class ToyBatch:
@@ -96,3 +98,35 @@ class ToyBatches:
             ToyBatch(ids[i : i + self.micro], images[i : i + self.micro], labels[i : i + self.micro])
             for i in range(0, self.batch_size, self.micro)
         ]
+
+
+def toy_stage(
+    name: str = "warmup", train: tuple[str, ...] = ("qformer", "query_tokens", "projector"), **extra
+):
+    """A short stage with a checkpoint every 3 steps and a validation every 4."""
+    values = {
+        "name": name,
+        "train": train,
+        "learning_rate": 1e-2,
+        "min_learning_rate": 1e-3,
+        "max_steps": 8,
+        "batch_size": 8,
+        "save_steps": 3,
+        "eval_steps": 4,
+    }
+    return Stage(**{**values, **extra})
+
+
+def toy_validation(trainee: ToyTrainee) -> Callable[[], float]:
+    """Held-out loss over one fixed batch."""
+    batch = ToyBatches(1).micro_batches(777)[0]
+
+    def measure() -> float:
+        loss, count = trainee.loss(batch.to(torch.device("cpu")))
+        return float(loss) / count
+
+    return measure
+
+
+def weights_of(trainee: ToyTrainee) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in trainee.module.named_parameters()}

@@ -1,6 +1,7 @@
 """Loss curves as PNG files."""
 
 import os
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +20,10 @@ _COLOURS = ("#1f5fa8", "#d1601f", "#2c8a4b", "#8a3f9e", "#7a6a1f", "#b02a4a")
 class Curves:
     """One run's losses over the pairs seen, all stages one after the other."""
 
-    training: list[tuple[float, float]]
-    """(pairs since the run's start, loss)."""
+    training: list[list[tuple[float, float]]]
+    """A list for each stage: (pairs since the run's start, loss)."""
     validation: list[tuple[float, float]]
+    """(pairs since the run's start, loss)."""
     stages: list[tuple[str, float]]
     """(name, pairs at its start)."""
     end: float
@@ -33,7 +35,7 @@ def loss_curves(
 ) -> Path:
     """Draw training and validation losses of one run, or of several arms, into one picture.
 
-    Training losses are drawn pale with a running mean over them, validation losses as a line with
+    Training losses are drawn pale with a running median over them, validation losses as a line with
     dots; dashed lines stand where a stage begins. The x axis counts image-text pairs from the run's
     start, so that arms with other batch sizes can be compared.
 
@@ -74,41 +76,38 @@ def loss_curves(
 
 def read_curves(path: Path) -> Curves:
     """Read a run's metrics, stages laid end to end in the order they were trained."""
-    training: list[tuple[float, float]] = []
+    training: list[list[tuple[float, float]]] = []
     validation: list[tuple[float, float]] = []
     stages: list[tuple[str, float]] = []
     end = 0.0
     for line in read_metrics(path) if path.exists() else []:
         if not stages or stages[-1][0] != line["stage"]:
             stages.append((line["stage"], end))
+            training.append([])
         pairs = stages[-1][1] + line["pairs"]
         end = max(end, pairs)
         if "validation_loss" in line:
             validation.append((pairs, line["validation_loss"]))
         else:
-            training.append((pairs, line["loss"]))
+            training[-1].append((pairs, line["loss"]))
     return Curves(training, validation, stages, end)
 
 
-def running_mean(values: Sequence[float], window: int) -> list[float]:
-    """Return the mean of each value and those up to ``window - 1`` before it."""
-    means = []
-    for place in range(len(values)):
-        recent = values[max(0, place + 1 - window) : place + 1]
-        means.append(sum(recent) / len(recent))
-    return means
+def running_median(values: Sequence[float], window: int) -> list[float]:
+    """Return the median of each value and those up to ``window - 1`` before it (no spike shows)."""
+    return [statistics.median(values[max(0, end - window) : end]) for end in range(1, len(values) + 1)]
 
 
 def _draw_arm(axes: "Axes", label: str, curves: Curves, colour: str, *, single: bool) -> None:
     validation_colour = _COLOURS[1] if single else colour
     names = ("training", "validation") if single else (f"{label}: training", f"{label}: validation")
-    if curves.training:
-        pairs = [x for x, _ in curves.training]
-        losses = [loss for _, loss in curves.training]
+    style: dict[str, Any] = {} if single else {"linestyle": (0, (2, 1.5))}
+    for number, points in enumerate(curves.training):
+        pairs, losses = [x for x, _ in points], [loss for _, loss in points]
         axes.plot(pairs, losses, color=colour, alpha=0.22, linewidth=0.9)
-        smooth = running_mean(losses, max(1, len(losses) // 40))
-        style: dict[str, Any] = {} if single else {"linestyle": (0, (2, 1.5))}
-        axes.plot(pairs, smooth, color=colour, linewidth=1.6, label=names[0], **style)
+        smooth = running_median(losses, max(1, len(losses) // 20))
+        name = names[0] if number == 0 else None
+        axes.plot(pairs, smooth, color=colour, linewidth=1.6, label=name, **style)
     if curves.validation:
         x, y = zip(*curves.validation, strict=True)
         axes.plot(x, y, color=validation_colour, marker="o", markersize=4, linewidth=1.8, label=names[1])
@@ -141,7 +140,7 @@ def _draw_stages(axes: "Axes", curves: Curves | None) -> None:
 def _limit(axes: "Axes", runs: Sequence[Curves]) -> None:
     """Show all validation losses, and cut single training spikes off."""
     validation = [loss for curves in runs for _, loss in curves.validation]
-    training = sorted(loss for curves in runs for _, loss in curves.training)
+    training = sorted(loss for curves in runs for points in curves.training for _, loss in points)
     if not validation and not training:
         return
     high = max([*validation, *training[: max(1, int(len(training) * 0.99))]])

@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import GradientAccumulationPlugin, gather_object
 
+from vpgtrans.errors import RecipeError
 from vpgtrans.recipe import Stage
 from vpgtrans.training.metrics import check_trackers
 
@@ -24,9 +26,16 @@ def start_accelerator(report_to: Sequence[str], run_folder: Path) -> Accelerator
     Mixed precision stays off: the LLM has its own dtype, what is trained is float32.
 
     Raises:
-        RecipeError: if a library of ``report_to`` is not installed.
+        RecipeError: if a library of ``report_to`` is not installed, or not one accelerate takes.
     """
     check_trackers(report_to)
+    known = {str(name) for name in get_available_trackers()}
+    for name in report_to:
+        if name not in known:
+            raise RecipeError(
+                f"accelerate cannot report to {name} here (it can to: {', '.join(sorted(known)) or 'none'}); "
+                f"run: pip install -U 'vpgtrans[{name}]'"
+            )
     return Accelerator(
         mixed_precision="no",
         log_with=list(report_to) or None,
