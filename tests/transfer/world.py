@@ -34,12 +34,23 @@ def recipe_tree(source: Path, target: Path, train: Path, test: Path) -> dict[str
         "description": "tiny llama to tiny gemma3",
         "source": {"model": str(source)},
         "target": {"model": str(target)},
-        "data": {"train": [{"path": str(train)}], "validation": [{"path": str(test)}], "test": [{"path": str(test)}]},
+        "data": {
+            "train": [{"path": str(train)}],
+            "validation": [{"path": str(test)}],
+            "test": [{"path": str(test)}],
+        },
         "prompt": {"template": "Question: {prompt} Answer: {answer}", "max_text_tokens": 64},
         "converter": {"min_anchors": 10},
         "init": {"calibration_texts": 8},
         "stages": [
-            {**stage, "name": "warmup", "train": ["projector"], "lr_multiplier": 5, "schedule": "constant", "epochs": 1},
+            {
+                **stage,
+                "name": "warmup",
+                "train": ["projector"],
+                "lr_multiplier": 5,
+                "schedule": "constant",
+                "epochs": 1,
+            },
             {
                 **stage,
                 "name": "finetune",
@@ -54,7 +65,11 @@ def recipe_tree(source: Path, target: Path, train: Path, test: Path) -> dict[str
 
 
 def make_world(
-    root: Path, source_llm: str = "llama", target_llm: str = "gemma3_text", kind: Any = "unigram", **target: Any
+    root: Path,
+    source_llm: str = "llama",
+    target_llm: str = "gemma3_text",
+    kind: Any = "unigram",
+    **target: Any,
 ) -> Path:
     """Write models, data and ``recipe.yaml`` under ``root``; return the recipe."""
     source = save_tiny_blip2(root / "source", source_llm)

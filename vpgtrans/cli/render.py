@@ -76,8 +76,8 @@ def show_stages(console: Console, results: "Sequence[StageResult]") -> None:
             (row.part, row.parameters, "trained" if row.trainable else "frozen", row.dtype, row.learning_rate)
             for row in result.trained
         ]
-        columns = ("part", "parameters", "state", "dtype", "learning rate")
-        console.table(f"Trained in '{result.name}'", columns, trained, ("parameters", "learning rate"))
+        heads = ("part", "parameters", "state", "dtype", "learning rate")
+        console.table(f"Trained in '{result.name}'", heads, trained, ("parameters", "learning rate"))
 
 
 def show_evaluation(console: Console, facts: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """``vpgtrans convert | fuse | warmup | finetune``: the transfer, one step at a time."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -76,7 +76,10 @@ def fuse(
 
     console = Console(json_only=as_json)
     train = None if data is None else ({"path": data, "images": images},)
-    values = {"init": {"projector": init, "calibration": calibration}, "data": {"train": train}}
+    values: dict[str, dict[str, Any]] = {
+        "init": {"projector": init, "calibration": calibration},
+        "data": {"train": train},
+    }
     show_fusion(console, run(recipe_of(recipe, source, target, overrides or (), values), out, console))
 
 

@@ -2,19 +2,21 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpgtrans.recipe import Recipe, Stage
-from vpgtrans.transfer.context import Context
-from vpgtrans.transfer.folder import read_facts
+from vpgtrans.transfer.context import Context, Item, spread
+from vpgtrans.transfer.folder import RunFolder, read_facts
 
 if TYPE_CHECKING:
-    from vpgtrans.training.results import StageResult  # noqa: F401
+    from vpgtrans.data.records import Record, TextPair
+    from vpgtrans.training.results import StageResult
 
-PROMPT_FILE = "vpgtrans.json"
-"""Beside an exported model: the prompt it was trained with, for ``vpgtrans evaluate``."""
+REPORT_FILE = "evaluation.json"
+VERIFY_SAMPLES = 4
+"""Pairs that a fresh process answers after the export."""
 
 
 def stage_fingerprint(recipe: Recipe, stage: Stage) -> str:
@@ -47,7 +49,7 @@ def evaluate_at(context: Context, moment: str) -> dict[str, Any]:
     if not context.test:
         return {}
     folder = context.folder.evaluation(moment)
-    done = read_facts(folder / "evaluation.json")
+    done = read_facts(folder / REPORT_FILE)
     if done is not None:
         return done
     from vpgtrans.evaluation.evaluate import evaluate
@@ -68,22 +70,91 @@ def evaluate_at(context: Context, moment: str) -> dict[str, Any]:
 def export_model(
     context: Context, facts: dict[str, Any], folder: Path | None = None, *, verify: bool | None = None
 ) -> dict[str, Any]:
-    """Write the stock model folder, once, and check it in a fresh process.
+    """Write the stock model folder and check it in a fresh process.
 
     Args:
-        context: the run, its trained weights in the model.
-        facts: what the model card says about it.
+        context: the run, with its trained weights in the model.
+        facts: what the model card says about it (``export.card.model_card``).
         folder: where to; None: ``RUN/model``.
         verify: None: as the recipe says.
+
+    Returns:
+        Size, dtype, the lines that load it, and what the fresh process found.
+
+    Raises:
+        VerificationError: if the fresh process does not give the run's own logits and answers.
     """
-    return {}
+    from vpgtrans.export.hf import export_hf
+    from vpgtrans.export.verify import verify_export
+
+    recipe, encoder = context.recipe, context.encoder()
+    pairs = _samples(context)
+    report = export_hf(
+        context.ported,
+        context.source_files,
+        context.target_files,
+        encoder,
+        folder or context.folder.model,
+        dtype=recipe.export.dtype,
+        facts=facts,
+        texts=[text for _, text in pairs],
+        max_new_tokens=recipe.evaluation.max_new_tokens,
+        progress=context.progress,
+    )
+    result = {**report.to_dict(), "lines": list(report.lines)}
+    if recipe.export.verify if verify is None else verify:
+        checked = verify_export(
+            report.folder,
+            context.trainee,
+            encoder,
+            pairs,
+            max_new_tokens=recipe.evaluation.max_new_tokens,
+            progress=context.progress,
+        )
+        result |= {"verified": checked.to_dict(), "verified_words": checked.lines()}
+    return result
 
 
-def loading_lines(model: Path) -> list[str]:
-    """Return the lines of Python that load an exported model with stock transformers."""
-    return []
+def card_facts(
+    recipe: Recipe,
+    converter: dict[str, Any] | None,
+    stages: "Sequence[StageResult]",
+    evaluations: Mapping[str, dict[str, Any]],
+) -> dict[str, Any]:
+    """Return what the model card says of a run."""
+    return {
+        "recipe": recipe.name,
+        "data": [Path(source.path).name for source in recipe.data.train],
+        "converter": (converter or {}).get("metrics"),
+        "stages": [
+            {
+                "name": result.name,
+                "parts": [row.part for row in result.trained if row.trainable],
+                "pairs": result.pairs,
+                "seconds": result.seconds,
+                "first_loss": result.loss_before,
+                "last_loss": result.loss_after,
+            }
+            for result in stages
+        ],
+        "evaluations": dict(evaluations),
+    }
 
 
-def card_facts(*args: Any) -> dict[str, Any]:
-    """Return what the model card says."""
-    return {}
+def card_facts_of(folder: RunFolder, recipe: Recipe) -> dict[str, Any]:
+    """Return what the model card says of a run, from its artefacts."""
+    from vpgtrans.training.results import load_result
+
+    results = [load_result(folder.stage(s.name), stage_fingerprint(recipe, s)) for s in recipe.stages]
+    moments = ["zero-step", *(stage.name for stage in recipe.stages)]
+    measured = {moment: read_facts(folder.evaluation(moment) / REPORT_FILE) or {} for moment in moments}
+    return card_facts(recipe, read_facts(folder.converter_facts), [r for r in results if r], measured)
+
+
+def _samples(context: Context) -> "list[tuple[Record, TextPair]]":
+    """A few pairs of different images, held-out ones first."""
+    items = context.test or context.validation
+    if not items:
+        records = context.mix(context.recipe.data).records
+        items = [Item(record, record.texts[0]) for record in spread(records, VERIFY_SAMPLES)]
+    return [item.pair for item in spread(items, VERIFY_SAMPLES)]

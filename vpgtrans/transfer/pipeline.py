@@ -1,7 +1,7 @@
 """The whole transfer: the steps in order, each skipped when its artefact is there."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,13 @@ from vpgtrans.progress import SILENT, Progress
 from vpgtrans.recipe import Recipe, Stage
 from vpgtrans.transfer.align import convert, fuse, install_projector
 from vpgtrans.transfer.context import Context
-from vpgtrans.transfer.finish import card_facts, evaluate_at, export_model, loading_lines
+from vpgtrans.transfer.finish import (
+    card_facts,
+    evaluate_at,
+    export_model,
+    stage_fingerprint,
+    validation_loss,
+)
 from vpgtrans.transfer.folder import RunFolder, write_facts
 from vpgtrans.transfer.preflight import needs_converter, preflight
 
@@ -31,7 +37,6 @@ class TransferResult:
     evaluations: dict[str, dict[str, Any]]
     export: dict[str, Any]
     seconds: float
-    notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as it stands in ``result.json``."""
@@ -45,7 +50,7 @@ class TransferResult:
             "evaluations": self.evaluations,
             "export": self.export,
             "seconds": self.seconds,
-            "load": loading_lines(self.model),
+            "load": self.export["lines"],
         }
 
 
@@ -71,8 +76,7 @@ def run_transfer(recipe: Recipe, out: Path, progress: Progress = SILENT) -> Tran
         results.append(_train(context, stage))
         evaluations[stage.name] = evaluate_at(context, stage.name)
     _plot(folder, recipe)
-    summary = card_facts(recipe, facts, projector, results, evaluations)
-    export = export_model(context, summary)
+    export = export_model(context, card_facts(recipe, facts, results, evaluations))
     result = TransferResult(
         recipe.name,
         out,
@@ -116,7 +120,6 @@ def run_one_stage(recipe: Recipe, out: Path, name: str, progress: Progress = SIL
 
 def _train(context: Context, stage: Stage) -> "StageResult":
     from vpgtrans.training.loop import run_stage
-    from vpgtrans.transfer.finish import stage_fingerprint, validation_loss
 
     return run_stage(
         context.trainee,
@@ -124,7 +127,7 @@ def _train(context: Context, stage: Stage) -> "StageResult":
         context.batches(stage),
         context.folder.stage(stage.name),
         seed=context.recipe.seed,
-        validation=validation_loss(context) if context.recipe.data.validation else None,
+        validation=validation_loss(context),
         report_to=context.recipe.report_to,
         progress=context.progress,
         fingerprint=stage_fingerprint(context.recipe, stage),

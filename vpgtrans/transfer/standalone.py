@@ -12,7 +12,7 @@ from vpgtrans.progress import SILENT, Progress
 from vpgtrans.recipe import DataSource, Evaluation, Prompt
 from vpgtrans.transfer.align import install_projector
 from vpgtrans.transfer.context import Context, Item, spread
-from vpgtrans.transfer.finish import PROMPT_FILE, card_facts_of, export_model
+from vpgtrans.transfer.finish import card_facts_of, export_model
 from vpgtrans.transfer.folder import RunFolder
 from vpgtrans.weights.locate import locate_model
 
@@ -87,15 +87,19 @@ def export_run(
     folder = RunFolder(run)
     recipe = folder.stored_recipe()
     if recipe is None:
-        raise RunFolderError(f"{run} is no run folder (no {folder.recipe.name}); make one with `vpgtrans transfer`")
+        raise RunFolderError(
+            f"{run} is no run folder (no {folder.recipe.name}); make one with `vpgtrans transfer`"
+        )
     unfinished = [s.name for s in recipe.stages if not (folder.stage(s.name) / "result.json").is_file()]
     if unfinished:
-        raise RunFolderError(f"{run}: stage '{unfinished[0]}' is not finished; run `vpgtrans transfer` to its end first")
+        raise RunFolderError(
+            f"{run}: stage '{unfinished[0]}' is not finished; run `vpgtrans transfer` to its end first"
+        )
     context = Context(recipe, folder, progress)
     install_projector(context)
     for stage in recipe.stages:
         _load_stage(context, folder.stage(stage.name))
-    return export_model(context, card_facts_of(folder), out, verify=verify)
+    return export_model(context, card_facts_of(folder, recipe), out, verify=verify)
 
 
 def _load_stage(context: Context, stage: Path) -> None:
@@ -120,9 +124,11 @@ def _exported(model: str) -> Path | None:
 
 
 def _trained_prompt(folder: Path | None) -> tuple[Prompt, str]:
-    """Return the prompt and layout that lie beside an export of ours, else the defaults."""
-    file = None if folder is None else folder / PROMPT_FILE
+    """Return the prompt and layout that an export of ours was trained with, else the defaults."""
+    from vpgtrans.export.folder import MARKER
+
+    file = None if folder is None else folder / MARKER
     if file is None or not file.is_file():
         return Prompt(), "image-bos-text"
-    values = json.loads(file.read_text(encoding="utf-8"))
-    return Prompt(**values["prompt"]), str(values["layout"])
+    prompt = Prompt(**json.loads(file.read_text(encoding="utf-8"))["prompt"])
+    return prompt, prompt.layout
