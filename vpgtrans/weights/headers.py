@@ -107,11 +107,11 @@ def file_infos(path: Path) -> Mapping[str, TensorInfo]:
         stat = path.stat()
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
-    return _file_infos(path, stat.st_mtime_ns, stat.st_size)
+    return _file_infos(path, stat.st_size, (stat.st_mtime_ns, stat.st_ino))
 
 
 @lru_cache(maxsize=256)
-def _file_infos(path: Path, mtime_ns: int, size: int) -> Mapping[str, TensorInfo]:
+def _file_infos(path: Path, size: int, identity: tuple[int, int]) -> Mapping[str, TensorInfo]:
     if path.suffix == ".safetensors":
         return _safetensors_infos(path, size)
     if path.suffix.lower() == ".gguf":

@@ -80,9 +80,9 @@ def _explained(name: str, revision: str | None) -> Iterator[None]:
         ) from error
     except _network_errors() as error:
         raise CheckpointError(
-            f"'{name}' is not a local folder, and what is needed of the hub model of that name is neither in "
-            f"the local cache nor can the hub be reached (offline?). Fetch it once with 'hf download {name}', "
-            f"or give a local path. [{type(error).__name__}]"
+            f"'{name}' is not a local folder, and what is needed of the hub model of that name is not in the "
+            f"local cache, and the hub cannot be reached (offline?). Fetch it once with "
+            f"'hf download {name}', or give a local path. [{type(error).__name__}]"
         ) from error
 
 

@@ -121,6 +121,8 @@ def _read_gguf(info: TensorInfo, first: int, count: int) -> "torch.Tensor":
     raw = np.empty(info.nbytes // num_rows * count, dtype=np.uint8)
     _fill(raw.data, info, info.offset + first * (info.nbytes // num_rows))
     kind = GGMLQuantizationType[info.dtype]
+    if not raw.size:
+        return torch.empty(count, *info.shape[1:])
     floats = {"F32": np.float32, "F16": np.float16, "F64": np.float64}
     if info.dtype in floats:
         values = raw.view(floats[info.dtype]).astype(np.float32)
