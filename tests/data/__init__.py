@@ -1,0 +1,1 @@
+"""Tests of image-text data: formats, prompts and labels, order, batches."""
