@@ -4,6 +4,7 @@ Shapes: V vocabulary rows, E word-embedding width, D hidden width, B batch, T to
 """
 
 import copy
+import inspect
 from typing import Any
 
 import torch
@@ -137,8 +138,8 @@ def check_embedding_path(model: PreTrainedModel, name: str) -> float:
         PortabilityError: the two ways differ, or the class does not take ``inputs_embeds``.
     """
     embedding = model.get_input_embeddings()
-    rows = embedding.weight.shape[0]
-    ids_BT = torch.linspace(0, rows - 1, _CHECK_TOKENS, device=embedding.weight.device).long()[None]
+    _check_shape_and_generation(model, name)
+    ids_BT = _check_ids(model)[None]
     common: dict[str, Any] = {"attention_mask": torch.ones_like(ids_BT), "use_cache": False}
     if model.config.is_encoder_decoder:
         common["decoder_input_ids"] = ids_BT
@@ -160,6 +161,31 @@ def check_embedding_path(model: PreTrainedModel, name: str) -> float:
             "cannot be fed to it; choose another LLM"
         )
     return difference
+
+
+def _check_ids(model: PreTrainedModel) -> Tensor:
+    """Return some ids spread over the table, padding left out: some classes skip it when given ids."""
+    weight = model.get_input_embeddings().weight
+    ids = torch.linspace(1, weight.shape[0] - 1, _CHECK_TOKENS + 1, device=weight.device).long()
+    pad_id = getattr(model.config, "pad_token_id", None)
+    return ids[ids != pad_id][:_CHECK_TOKENS]
+
+
+def _check_shape_and_generation(model: PreTrainedModel, name: str) -> None:
+    """Check what a stock VLM needs besides: its projector's width, and ``generate`` from embeddings."""
+    width = model.get_input_embeddings().weight.shape[1]
+    hidden = getattr(model.config, "hidden_size", None)
+    if width != hidden:
+        raise PortabilityError(
+            f"{name} ({type(model).__name__}) embeds words {width} wide, but its config's hidden_size is "
+            f"{hidden}: a stock VLM class would make a projector that does not fit"
+        )
+    takes_embeds = "inputs_embeds" in inspect.signature(model.prepare_inputs_for_generation).parameters
+    if not model.config.is_encoder_decoder and not takes_embeds:
+        raise PortabilityError(
+            f"{name} ({type(model).__name__}) cannot generate from input embeddings, so it could not "
+            "describe an image; choose another LLM"
+        )
 
 
 def reset_generation(model: PreTrainedModel, tokenizer: Any) -> None:

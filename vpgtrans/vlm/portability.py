@@ -13,12 +13,17 @@ from vpgtrans.errors import CheckpointError, PortabilityError
 
 TESTED_TARGETS: frozenset[str] = frozenset(
     {
-        "apertus", "arcee", "biogpt", "bloom", "codegen", "cohere", "cohere2", "ernie4_5", "exaone4",
-        "falcon", "gemma", "gemma2", "gemma3_text", "gemma4_text", "glm", "glm4", "gpt2", "gpt_bigcode",
-        "gpt_neo", "gpt_neox", "gptj", "granite", "helium", "hunyuan_v1_dense", "lfm2", "llama", "mamba",
-        "ministral", "mistral", "mpt", "mt5", "nanochat", "nemotron", "olmo", "olmo2", "olmo3", "opt",
-        "persimmon", "phi", "phi3", "qwen2", "qwen3", "qwen3_5_text", "seed_oss", "smollm3", "stablelm",
-        "starcoder2", "t5", "xglm",
+        "apertus", "arcee", "biogpt", "bloom", "codegen", "cohere", "cohere2", "cwm", "deepseek_v2",
+        "deepseek_v3", "diffllama", "dots1", "ernie4_5", "ernie4_5_moe", "exaone4", "falcon",
+        "falcon_mamba", "gemma", "gemma2", "gemma3_text", "gemma4_text", "glm", "glm4", "glm4_moe",
+        "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gpt_neox_japanese", "gpt_oss", "gptj", "granite",
+        "granitemoe", "granitemoehybrid", "granitemoeshared", "helium", "hunyuan_v1_dense",
+        "hunyuan_v1_moe", "hyperclovax", "internlm3", "jais2", "jamba", "lfm2", "lfm2_moe", "llama",
+        "longt5", "mamba", "mamba2", "minicpm3", "minimax", "ministral", "ministral3", "mistral",
+        "mixtral", "mpt", "mt5", "nanochat", "nemotron", "olmo", "olmo2", "olmo3", "olmoe", "opt",
+        "persimmon", "phi", "phi3", "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_5_text", "qwen3_moe",
+        "qwen3_next", "recurrent_gemma", "rwkv", "seed_oss", "smollm3", "stablelm", "starcoder2", "t5",
+        "umt5", "vaultgemma", "xglm",
     }
 )  # fmt: skip
 """LLM types that the parametrised test ports, saves, reloads and compares."""
@@ -36,6 +41,10 @@ REFUSED_TARGETS: Mapping[str, str] = {
     "gemma3n_text": _PER_LAYER,
     "falcon_h1": "it multiplies embeddings only when it is given token ids, so a soft prompt and its text "
     "would meet at different scales",
+    **dict.fromkeys(("nemotron_h", "openai-gpt"), "its class cannot generate from input embeddings"),
+    **dict.fromkeys(
+        ("t5gemma", "t5gemma2"), "its encoder and decoder have configs of their own, which no stock VLM holds"
+    ),
     **dict.fromkeys(("mllama", "mllama_text_model", "idefics"), _CROSS_ATTENTION),
     **dict.fromkeys(
         (
@@ -99,6 +108,7 @@ SCALED_IN_FORWARD: Mapping[str, str] = {
     "granitemoeshared": "multiplied by embedding_multiplier",
     "granitemoehybrid": "multiplied by embedding_multiplier",
     "hyperclovax": "multiplied by embedding_multiplier",
+    "recurrent_gemma": "multiplied by sqrt(width)",
     "bloom": "layer-normalised",
     "nanochat": "RMS-normalised",
 }
