@@ -63,7 +63,7 @@ def show_fusion(console: Console, facts: Mapping[str, Any]) -> None:
 def show_stages(console: Console, results: "Sequence[StageResult]") -> None:
     """Print what the stages did."""
     if console.json_only:
-        console.json([result.to_json() for result in results])
+        console.json([result.to_dict() for result in results])
         return
     rows = [
         (r.name, r.steps, r.pairs, _clock(r.seconds), r.first_loss, r.last_loss, *_ends(r.validation))
@@ -98,7 +98,9 @@ def show_export(console: Console, facts: Mapping[str, Any]) -> None:
     console.facts(
         "Export", {key: value for key, value in facts.items() if isinstance(value, (str, int, float, bool))}
     )
-    for line in facts.get("load", ()):
+    for line in facts.get("verified_words", ()):
+        console.say(line)
+    for line in facts.get("lines", ()):
         console.say(f"  {line}")
 
 
@@ -122,6 +124,8 @@ def show_result(console: Console, result: "TransferResult") -> None:
     console.facts(
         "Result", {"model": str(result.model), "time": _clock(result.seconds), **_scalars(result.export)}
     )
+    for line in result.export.get("verified_words", ()):
+        console.say(line)
     console.say("Load it without vpgtrans:")
     for line in facts["load"]:
         console.say(f"  {line}")

@@ -123,7 +123,10 @@ class Context:
 
     def _load(self, split: str, sources: tuple[DataSource, ...], max_unreadable: float) -> Mix:
         """Read sets with the images left out that do not decode; too many of them are an error."""
-        report = self.folder.unreadable(split) if self.folder.root.is_dir() else None
+        report = None
+        if self.folder.recipe.is_file():
+            self.folder.reports.mkdir(exist_ok=True)
+            report = self.folder.unreadable(split)
         return load_mix(sources, max_unreadable, report=report, progress=self.progress)
 
     def texts(self) -> list[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vpgtrans.recipe import Recipe, Stage
 from vpgtrans.transfer.context import Context, Item, spread
 from vpgtrans.transfer.folder import RunFolder, read_facts
+from vpgtrans.weights.disk import atomic_write_text
 
 if TYPE_CHECKING:
     from vpgtrans.data.records import Record, TextPair
@@ -101,7 +102,8 @@ def export_model(
         max_new_tokens=recipe.evaluation.max_new_tokens,
         progress=context.progress,
     )
-    result = {**report.to_dict(), "lines": list(report.lines)}
+    here = [line.replace(f'"{report.folder.name}"', f'"{report.folder}"') for line in report.lines]
+    result = {**report.to_dict(), "lines": here}
     if recipe.export.verify if verify is None else verify:
         checked = verify_export(
             report.folder,
@@ -112,6 +114,9 @@ def export_model(
             progress=context.progress,
         )
         result |= {"verified": checked.to_dict(), "verified_words": checked.lines()}
+    if folder is None:
+        card = (report.folder / "README.md").read_text(encoding="utf-8")
+        atomic_write_text(context.folder.card, card)
     return result
 
 

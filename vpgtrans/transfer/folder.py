@@ -27,6 +27,7 @@ class RunFolder:
         self.plots = root / "plots"
         self.evaluations = root / "evaluation"
         self.features = root / "features"
+        self.reports = root / "data"
         self.model = root / "model"
         self.card = root / "README.md"
         self.result = root / "result.json"
@@ -41,7 +42,7 @@ class RunFolder:
 
     def unreadable(self, split: str) -> Path:
         """Return the file that lists a split's unreadable images."""
-        return self.root / f"unreadable-{split}.json"
+        return self.reports / f"unreadable-{split}.json"
 
     def stored_recipe(self) -> Recipe | None:
         """Return the recipe that this folder belongs to, if it was claimed."""

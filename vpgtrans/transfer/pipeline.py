@@ -46,7 +46,7 @@ class TransferResult:
             "model": str(self.model),
             "converter": self.converter,
             "projector": self.projector,
-            "stages": [stage.to_json() for stage in self.stages],
+            "stages": [stage.to_dict() for stage in self.stages],
             "evaluations": self.evaluations,
             "export": self.export,
             "seconds": self.seconds,
