@@ -172,8 +172,8 @@ class PairOrder:
             visit = pairs.record
         else:
             visit = pairs.record * len(pairs) + pairs.text // self.texts_per_visit
-        _, number = np.unique(visit, return_inverse=True)
-        rank = generator.permutation(int(number.max()) + 1)
+        number = np.cumsum(np.diff(visit, prepend=visit[0]) != 0)  # visits counted; equal ones are neighbours
+        rank = generator.permutation(int(number[-1]) + 1)
         return mixed[np.argsort(rank[number], kind="stable")]
 
     def _generator(self, epoch: int, key: int) -> np.random.Generator:
