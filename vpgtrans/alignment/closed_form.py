@@ -15,6 +15,9 @@ from vpgtrans.alignment.rows import AnchorRows
 from vpgtrans.progress import Task
 
 TINY = 1e-12
+SINGULAR = 1e-7
+"""Smallest over largest diagonal entry of a Cholesky factor, below which float64 solves are not trusted."""
+SOLVE_COLUMNS = 512
 
 
 @dataclass
@@ -90,15 +93,21 @@ def ridge(moments: Moments, strength: float) -> tuple[Tensor, Tensor]:
     mean_S, mean_T = moments.centre()
     gram_SS = moments.gram_SS
     gram_SS.diagonal().add_(strength * float(gram_SS.trace()) / len(mean_S))
-    weight_TS = solve_symmetric(gram_SS, moments.cross_ST).T.contiguous()
+    weight_TS = solve_symmetric(gram_SS, moments.cross_ST).T
     return weight_TS, mean_T - weight_TS @ mean_S
 
 
 def solve_symmetric(matrix_SS: Tensor, right_ST: Tensor) -> Tensor:
-    """Solve ``matrix @ x = right`` by Cholesky; minimum-norm where the matrix is singular."""
+    """Solve ``matrix @ x = right`` by Cholesky; minimum-norm where the matrix is singular.
+
+    The solution may be written over ``right_ST``.
+    """
     factor_SS, failed = torch.linalg.cholesky_ex(matrix_SS)
-    if int(failed) == 0 and float(factor_SS.diagonal().min()) > TINY * float(factor_SS.diagonal().max()):
-        return torch.cholesky_solve(right_ST, factor_SS)
+    smallest, largest = factor_SS.diagonal().aminmax()
+    if int(failed) == 0 and float(smallest) > SINGULAR * float(largest):
+        for part_SB in right_ST.split(SOLVE_COLUMNS, dim=1):  # in place, block by block: no second (S, T)
+            part_SB.copy_(torch.cholesky_solve(part_SB, factor_SS))
+        return right_ST
     values_S, vectors_SS = torch.linalg.eigh(matrix_SS)
     usable_S = values_S > values_S.abs().max() * len(values_S) * torch.finfo(values_S.dtype).eps
     inverse_S = torch.where(usable_S, 1 / values_S.where(usable_S, torch.ones_like(values_S)), 0.0)
@@ -198,7 +207,7 @@ def _move(step: _CosineStep, damping: float) -> Tensor:
     diagonal_X = curvature_XX.diagonal()
     diagonal_X[:-1] += damping * float(diagonal_X[:-1].mean()) + TINY
     diagonal_X[-1] *= 1 + damping
-    return solve_symmetric(curvature_XX, step.uphill_TX.T).T
+    return solve_symmetric(curvature_XX, step.uphill_TX.T.clone()).T
 
 
 def _cosine_step(rows: AnchorRows, mean_S: Tensor, point_TX: Tensor, task: Task | None) -> _CosineStep:

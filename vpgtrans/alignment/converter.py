@@ -118,7 +118,7 @@ def fit_converter(
         progress: told of every anchor that was read.
 
     Raises:
-        AlignmentError: if there are too few anchors to fit on, or ids beyond a table.
+        AlignmentError: if there are too few anchors to fit on, ids beyond a table, or NaN in one.
         ShapeError: ``identity`` between different widths, or a file made for other widths.
     """
     started = time.perf_counter()

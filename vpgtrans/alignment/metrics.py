@@ -8,7 +8,7 @@ T = target width.
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from vpgtrans.alignment.rows import CHUNK_ROWS, AnchorRows, AnchorSplit
 
+TINY = 1e-30
 POOL_OTHERS = 20_000
 """Target anchors that stand beside the held-out ones as wrong answers."""
 
@@ -28,7 +29,7 @@ class Measured:
     Attributes:
         cosine: mean cosine of prediction and target.
         mean_baseline_cosine: the same for the constant that predicts the mean training target.
-        centred_cosine: after taking the mean from predictions and from targets.
+        centred_cosine: after taking their means from predictions and from targets.
         retrieval_at_1: share whose nearest pool row, centred, is the right one.
         pool: rows in that pool.
         norm_ratio: mean length of predictions over mean length of targets.
@@ -46,34 +47,37 @@ class Measured:
 
 @torch.no_grad()
 def measure(predict: Callable[[Tensor], Tensor], split: AnchorSplit, seed: int) -> Measured | None:
-    """Measure a map from source rows (H, S) to target rows (H, T); None without held-out anchors.
+    """Measure an affine map from source rows (H, S) to target rows (H, T); None without held-out anchors.
+
+    Centring takes away the pool's means: of its target rows, and of the map at its source rows (for an
+    affine map the value at their mean), so that a few held-out anchors do not make means of their own.
 
     Args:
         predict: the converter.
         split: where the held-out anchors, the training mean and the pool come from.
         seed: draws the pool.
+
+    Raises:
+        AlignmentError: if embeddings of anchors are not finite.
     """
     held_out = split.held_out
     if len(held_out) == 0:
         return None
     source_HS, target_HT, _ = next(held_out.chunks(len(held_out)))
+    pool = _pool(split, seed)
+    mean_S, mean_T = (mean.to(target_HT.dtype) for mean in pool.means())
     guess_HT = predict(source_HS).to(target_HT.dtype)
-    pool_ids = _pool_ids(split, seed)
-    pool_mean_T = _mean_row(held_out.target_VT, pool_ids)
-    centred_guess_HT = guess_HT - guess_HT.mean(0)
-    baseline_T = (split.training if len(split.training) else held_out).means()[1].to(target_HT.dtype)
+    centred_HT = guess_HT - predict(mean_S[None]).to(target_HT.dtype)
+    training_mean_T = (split.training if len(split.training) else held_out).means()[1].to(target_HT.dtype)
     spread = float((target_HT - target_HT.mean(0)).square().sum())
-    nearest_H = _nearest(centred_guess_HT, held_out, pool_ids, pool_mean_T)
     return Measured(
         cosine=float(cosine_similarity(guess_HT, target_HT).mean()),
-        mean_baseline_cosine=float(cosine_similarity(baseline_T[None], target_HT).mean()),
-        centred_cosine=float(
-            cosine_similarity(centred_guess_HT, target_HT - pool_mean_T.to(target_HT.dtype)).mean()
-        ),
-        retrieval_at_1=float((nearest_H == held_out.target_ids).double().mean()),
-        pool=len(pool_ids),
+        mean_baseline_cosine=float(cosine_similarity(training_mean_T[None], target_HT).mean()),
+        centred_cosine=float(cosine_similarity(centred_HT, target_HT - mean_T).mean()),
+        retrieval_at_1=float((_nearest(centred_HT, pool, mean_T) == held_out.target_ids).double().mean()),
+        pool=len(pool),
         norm_ratio=float(guess_HT.norm(dim=1).mean() / target_HT.norm(dim=1).mean()),
-        fvu=float((guess_HT - target_HT).square().sum()) / max(spread, 1e-30),
+        fvu=float((guess_HT - target_HT).square().sum()) / max(spread, TINY),
     )
 
 
@@ -87,35 +91,34 @@ def peak_memory_mb() -> float | None:
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def _pool_ids(split: AnchorSplit, seed: int) -> Tensor:
-    """Return the distinct target ids that a prediction chooses from: held-out ones, then others."""
-    right = split.held_out.target_ids.unique()
-    others = split.everything.target_ids.unique()
-    others = others[~torch.isin(others, right)]
+def _pool(split: AnchorSplit, seed: int) -> AnchorRows:
+    """Return what a prediction chooses from: the held-out anchors, then others, each target id once."""
+    right = _one_per_target(split.held_out)
+    others = _one_per_target(split.everything)
+    others = others.select(~torch.isin(others.target_ids, right.target_ids))
     generator = torch.Generator().manual_seed(seed + 1)
-    drawn = torch.randperm(len(others), generator=generator)[:POOL_OTHERS].to(others.device)
-    return torch.cat([right, others[drawn]])
+    drawn = torch.randperm(len(others), generator=generator)[:POOL_OTHERS].to(others.target_ids.device)
+    others = others.select(drawn)
+    source_ids = torch.cat([right.source_ids, others.source_ids])
+    target_ids = torch.cat([right.target_ids, others.target_ids])
+    weights = torch.ones_like(target_ids, dtype=torch.float64)
+    return AnchorRows(right.source_VS, right.target_VT, source_ids, target_ids, weights)
 
 
-def _pool_rows(table_VT: Tensor, ids: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    for ids_P in ids.split(CHUNK_ROWS):
-        yield ids_P, table_VT.index_select(0, ids_P)
+def _one_per_target(rows: AnchorRows) -> AnchorRows:
+    order = torch.argsort(rows.target_ids, stable=True)
+    ids = rows.target_ids[order]
+    first = torch.ones_like(ids, dtype=torch.bool)
+    first[1:] = ids[1:] != ids[:-1]
+    return rows.select(order[first])
 
 
-def _mean_row(table_VT: Tensor, ids: Tensor) -> Tensor:
-    total_T = table_VT.new_zeros(table_VT.shape[1], dtype=torch.float64)
-    for _, rows_PT in _pool_rows(table_VT, ids):
-        total_T += rows_PT.sum(0, dtype=torch.float64)
-    return total_T / len(ids)
-
-
-def _nearest(centred_HT: Tensor, held_out: AnchorRows, pool_ids: Tensor, pool_mean_T: Tensor) -> Tensor:
+def _nearest(centred_HT: Tensor, pool: AnchorRows, mean_T: Tensor) -> Tensor:
     """Return the id of every prediction's nearest pool row by centred cosine, (H,)."""
-    dtype = centred_HT.dtype
-    best_H = torch.full((len(centred_HT),), -torch.inf, dtype=dtype, device=centred_HT.device)
-    nearest_H = torch.full_like(held_out.target_ids, -1)
-    for ids_P, rows_PT in _pool_rows(held_out.target_VT, pool_ids):
-        pool_PT = normalize(rows_PT.to(dtype) - pool_mean_T.to(dtype))
+    best_H = torch.full_like(centred_HT[:, 0], -torch.inf)
+    nearest_H = torch.full_like(best_H, -1, dtype=torch.int64)
+    for ids_P in pool.target_ids.split(CHUNK_ROWS):
+        pool_PT = normalize(pool.target_VT.index_select(0, ids_P).to(centred_HT.dtype) - mean_T)
         score_H, place_H = (centred_HT @ pool_PT.T).max(1)
         better_H = score_H > best_H
         best_H = torch.where(better_H, score_H, best_H)

@@ -71,12 +71,19 @@ class AnchorRows:
         )
 
     def means(self) -> tuple[Tensor, Tensor]:
-        """Return the weighted means of both sides, float64."""
+        """Return the weighted means of both sides, float64.
+
+        Raises:
+            AlignmentError: if embeddings of anchors are not finite.
+        """
         source_S = self.source_VS.new_zeros(self.widths[0], dtype=torch.float64)
         target_T = self.target_VT.new_zeros(self.widths[1], dtype=torch.float64)
         for rows_AS, rows_AT, weights_A in self.chunks():
             source_S += (weights_A @ rows_AS).double()
             target_T += (weights_A @ rows_AT).double()
+        for side, sum_D in (("source", source_S), ("target", target_T)):
+            if not sum_D.isfinite().all():
+                raise AlignmentError(f"the {side} embedding table holds NaN or infinity in rows of anchors")
         total = self.weights.sum()
         return source_S / total, target_T / total
 
