@@ -193,7 +193,7 @@ class Export(Section):
 class Features(Section):
     """Reuse of what frozen parts compute."""
 
-    cache: Literal["auto", "vpg", "vision", "off"] = "auto"
+    cache: Literal["auto", "vision", "off"] = "auto"
     folder: str | None = None
     """Where cached features live; null: inside the run folder."""
 

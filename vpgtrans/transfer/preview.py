@@ -7,8 +7,8 @@ from vpgtrans.data.preview import Preview, preview
 from vpgtrans.data.prompts import PromptEncoder
 from vpgtrans.errors import DataError
 from vpgtrans.recipe import Recipe
-from vpgtrans.transfer.align import LAYOUTS
 from vpgtrans.transfer.context import Item, spread
+from vpgtrans.transfer.measure import LAYOUTS
 from vpgtrans.weights.locate import locate_model
 
 
