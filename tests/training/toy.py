@@ -119,7 +119,7 @@ def toy_stage(
 
 def toy_validation(trainee: ToyTrainee) -> Callable[[], float]:
     """Held-out loss over one fixed batch."""
-    batch = ToyBatches(1).micro_batches(777)[0]
+    batch = ToyBatches(1, dtype=trainee.module.query_tokens.dtype).micro_batches(777)[0]
 
     def measure() -> float:
         loss, count = trainee.loss(batch.to(torch.device("cpu")))

@@ -114,6 +114,9 @@ def _train(session: Session) -> StageResult:
     title = f"{job.stage.name}: training {', '.join(sorted(job.stage.parts))}"
     if state.step:
         title += f" (from step {state.step})"
+    idle = processes.idle_processes(session.accelerator, job.stage)
+    if idle:
+        job.progress.note(idle)
     pairs_left = (job.batches.num_steps - state.step) * job.stage.batch_size
     try:
         with job.progress.task(title, total=pairs_left, unit="pairs") as task:
@@ -188,7 +191,7 @@ def _gradients(session: Session) -> guards.Measured:
     losses: list[torch.Tensor] = []
     pair_ids: list[str] = []
     tokens = 0
-    for batch in job.batches.micro_batches(session.state.step):
+    for batch in processes.own_share(accelerator, job.batches.micro_batches(session.state.step)):
         loss, count = job.trainee.loss(batch.to(accelerator.device))
         pair_ids += batch.pair_ids
         tokens += count

@@ -1,14 +1,14 @@
 """The few things that differ between one process and ``accelerate launch``.
 
 Nothing is wrapped: ``Trainable.loss`` is a method, not ``module.forward``, and a frozen LLM has no
-gradients to reduce. Each process trains on its own share of a step's pairs (the batch source cuts them),
-the trainable gradients and the counts are summed, and so the result is that of one process up to the
-order of the sums.
+gradients to reduce. Each process takes every n-th micro-batch of a step, the trainable gradients and
+the counts are summed, and so the result is that of one process up to the order of the sums.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -18,6 +18,8 @@ from accelerate.utils import GradientAccumulationPlugin, gather_object
 from vpgtrans.errors import RecipeError
 from vpgtrans.recipe import Stage
 from vpgtrans.training.metrics import check_trackers
+
+Batch = TypeVar("Batch")
 
 
 def start_accelerator(report_to: Sequence[str], run_folder: Path) -> Accelerator:
@@ -42,6 +44,23 @@ def start_accelerator(report_to: Sequence[str], run_folder: Path) -> Accelerator
         project_dir=str(run_folder),
         # given as a plugin, no environment variable can make backward() divide the loss
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+    )
+
+
+def own_share(accelerator: Accelerator, micro_batches: Sequence[Batch]) -> Sequence[Batch]:
+    """Return this process's share of a step's micro-batches; it may be empty."""
+    return micro_batches[accelerator.process_index :: accelerator.num_processes]
+
+
+def idle_processes(accelerator: Accelerator, stage: Stage) -> str | None:
+    """Say what to change if a step has fewer micro-batches than there are processes."""
+    count = accelerator.num_processes
+    passes = math.ceil(stage.batch_size / (stage.micro_batch_size or stage.batch_size))
+    if passes >= count:
+        return None
+    return (
+        f"stage '{stage.name}': {count} processes, but a step has only {passes} forward passes; set "
+        f"micro_batch_size to at most {max(1, stage.batch_size // count)} to keep all of them busy"
     )
 
 

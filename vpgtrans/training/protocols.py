@@ -45,8 +45,8 @@ class BatchSource(Protocol):
         """Optimizer steps of the stage (from ``epochs`` or ``max_steps``)."""
 
     def micro_batches(self, step: int) -> Sequence[TrainingBatch]:
-        """Return this process's pairs of optimizer step ``step`` (0-based), cut into forward passes.
+        """Return the pairs of optimizer step ``step`` (0-based), cut into forward passes.
 
         The same step must always give the same pairs in the same order. Under ``accelerate launch``
-        each process gets its own share of the step's pairs; it may be empty.
+        all processes ask for the same step, and each trains on its share of the micro-batches.
         """
