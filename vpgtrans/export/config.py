@@ -64,7 +64,9 @@ def export_config(
         if part in values:
             values[part]["dtype"] = dtype
     spelled_twice = {**values, "text_config": {**text, **_legacy_rope(text, llm_config)}}
-    return spelled_twice if _reads_back(spelled_twice, model.config) else values
+    settled = spelled_twice if _reads_back(spelled_twice, model.config) else values
+    ordered: dict[str, Any] = json.loads(json.dumps(settled, sort_keys=True))
+    return ordered
 
 
 def generation_config(text_config: Mapping[str, Any]) -> dict[str, Any]:

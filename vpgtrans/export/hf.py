@@ -10,17 +10,18 @@ import torch
 import vpgtrans
 from vpgtrans.data.prompts import PromptEncoder
 from vpgtrans.data.records import TextPair
-from vpgtrans.errors import RecipeError
+from vpgtrans.errors import CheckpointError, RecipeError
 from vpgtrans.export.card import CARD_FILE, Lineage, model_card
 from vpgtrans.export.config import export_config, generation_config
 from vpgtrans.export.folder import MARKER, check_free, written_whole
 from vpgtrans.export.language import EXPORT_DTYPES, LanguagePart, language_part
 from vpgtrans.export.processor import save_processor
-from vpgtrans.export.shards import Entry, memory_entry, plan_shards, write_shards
+from vpgtrans.export.shards import Entry, file_entry, memory_entry, plan_shards, write_shards
 from vpgtrans.export.usage import Usage, find_usage, loading_lines
 from vpgtrans.progress import SILENT, Progress
 from vpgtrans.vlm.assemble import Ported
 from vpgtrans.weights.disk import atomic_write_json, atomic_write_text, need_space
+from vpgtrans.weights.headers import TensorInfo, file_infos, tensor_infos
 from vpgtrans.weights.locate import ModelFiles
 
 SHARD_BYTES = 2 * 10**9
@@ -67,14 +68,15 @@ def export_hf(
     dtype: str = "auto",
     facts: Mapping[str, Any] | None = None,
     texts: Sequence[TextPair] = (),
+    weights: Sequence[Path] | None = None,
     max_new_tokens: int = 30,
     shard_bytes: int = SHARD_BYTES,
     progress: Progress = SILENT,
 ) -> ExportReport:
     """Write a model folder that ``AutoModelForImageTextToText`` and ``AutoProcessor`` read.
 
-    Peak memory is one chunk of a tensor above what the caller holds: the LLM may even be on the meta
-    device, as long as its tensors are what its files hold.
+    Peak memory is one chunk of a tensor above what the caller holds, and the caller need not hold any
+    weights (``export.light.empty_port``).
 
     Args:
         ported: The trained model; VPG and projector are taken from it.
@@ -86,6 +88,8 @@ def export_hf(
             (float32); otherwise all weights are cast.
         facts: Numbers for the card (see ``card.model_card``).
         texts: Some of the run's texts; the processor's call is tried on their prompts.
+        weights: For a port without weights (``export.light``): the run's files of trained tensors, a later
+            one before an earlier one; what is in none of them is read from ``source``.
         max_new_tokens: In the card's example.
         shard_bytes: Largest weight file.
         progress: Shows bytes written.
@@ -93,7 +97,7 @@ def export_hf(
     Raises:
         RunFolderError: The folder holds something else.
         SpaceError: Not enough room.
-        CheckpointError: The LLM must be written from memory but was not loaded.
+        CheckpointError: Weights must be written from memory but were not loaded.
         RecipeError: An unknown dtype.
     """
     check_free(folder)
@@ -101,7 +105,7 @@ def export_hf(
         raise RecipeError(f"export.dtype {dtype!r} is unknown; choose auto, {', '.join(EXPORT_DTYPES)}")
     cast = None if dtype == "auto" else EXPORT_DTYPES[dtype]
     language = language_part(ported.llm, target, ported.family.llm_prefix, cast)
-    vision = vpg_entries(ported, cast)
+    vision = vpg_entries(ported, source, weights, cast)
     shards = plan_shards(language.entries, shard_bytes) + plan_shards(vision, shard_bytes)
     size = sum(entry.nbytes for shard in shards for entry in shard)
     need_space(folder.parent, size + _SMALL_FILES_BYTES, f"Exporting to {folder}")
@@ -119,12 +123,42 @@ def export_hf(
     return ExportReport(folder, size, len(shards), stored, language.streamed, usage, tuple(lines))
 
 
-def vpg_entries(ported: Ported, dtype: torch.dtype | None) -> list[Entry]:
-    """Describe every tensor outside the LLM, under its stock name."""
-    prefix = ported.family.llm_prefix
-    state = ported.model.state_dict()
+def vpg_entries(
+    ported: Ported, source: ModelFiles, weights: Sequence[Path] | None, dtype: torch.dtype | None
+) -> list[Entry]:
+    """Describe every tensor outside the LLM, under its stock name.
+
+    Args:
+        ported: In memory, or on the meta device (``export.light``).
+        source: Gives the frozen tensors that are not in memory.
+        weights: Files with trained tensors that are not in memory, a later file before an earlier one.
+        dtype: What floats are cast to; None: float32, in which they are trained.
+
+    Raises:
+        CheckpointError: A tensor is neither in memory nor in a file.
+    """
+    state = {
+        name: tensor
+        for name, tensor in ported.model.state_dict().items()
+        if not name.startswith(ported.family.llm_prefix)
+    }
+    absent = [name for name, tensor in state.items() if tensor.is_meta]
+    infos: dict[str, TensorInfo] = {}
+    if absent and weights is not None:
+        infos |= tensor_infos(source)
+        for path in weights:
+            infos |= file_infos(path)
+    missing = [name for name in absent if name not in infos or infos[name].shape != tuple(state[name].shape)]
+    if missing:
+        raise CheckpointError(
+            f"{len(missing)} weights of the VPG are neither in memory nor in the files given, "
+            f"first: {missing[0]}"
+        )
     return [
-        memory_entry(name, tensor, dtype) for name, tensor in state.items() if not name.startswith(prefix)
+        file_entry(name, infos[name], dtype or torch.float32)
+        if tensor.is_meta
+        else memory_entry(name, tensor, dtype)
+        for name, tensor in state.items()
     ]
 
 

@@ -6,6 +6,7 @@ after a special token keeps its leading-space mark, so the calls are tried, plai
 own prompts, and the first that agrees on all of them is what the model card says.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -117,14 +118,15 @@ def loading_lines(folder: str, usage: Usage, encoder: PromptEncoder, max_new_tok
     """
     prompt = prompt_text(encoder, template_pair())
     return [
+        *(["import torch"] if usage.explicit else []),
         "from PIL import Image",
         "from transformers import AutoModelForImageTextToText, AutoProcessor",
         "",
-        f"model = AutoModelForImageTextToText.from_pretrained({folder!r})",
-        f"processor = AutoProcessor.from_pretrained({folder!r})",
+        f"model = AutoModelForImageTextToText.from_pretrained({_quoted(folder)})",
+        f"processor = AutoProcessor.from_pretrained({_quoted(folder)})",
         "",
         'image = Image.open("photo.jpg").convert("RGB")',
-        f"prompt = {prompt!r}",
+        f"prompt = {_quoted(prompt)}",
         *(_explicit_lines(encoder) if usage.explicit else [_processor_line(usage, encoder)]),
         f"output = model.generate(**inputs, max_new_tokens={max_new_tokens})",
         _decode_line(encoder),
@@ -135,12 +137,12 @@ def _processor_line(usage: Usage, encoder: PromptEncoder) -> str:
     spelled = IMAGE_TOKEN * encoder.num_image_tokens
     if spelled in usage.prefix:
         before, after = usage.prefix.split(spelled)
-        pieces = [repr(before)] if before else []
-        pieces.append(f"{IMAGE_TOKEN!r} * {encoder.num_image_tokens}")
-        pieces.extend([repr(after)] if after else [])
-        text = " + ".join([*pieces, "prompt"]).replace("'", '"')
+        pieces = [_quoted(before)] if before else []
+        pieces.append(f"{_quoted(IMAGE_TOKEN)} * {encoder.num_image_tokens}")
+        pieces += [_quoted(after)] if after else []
+        text = " + ".join([*pieces, "prompt"])
     else:
-        text = f"{usage.prefix!r} + prompt" if usage.prefix else "prompt"
+        text = f"{_quoted(usage.prefix)} + prompt" if usage.prefix else "prompt"
     special = "" if usage.add_special_tokens else ", add_special_tokens=False"
     return f'inputs = processor(images=image, text={text}{special}, return_tensors="pt")'
 
@@ -156,7 +158,6 @@ def _explicit_lines(encoder: PromptEncoder) -> list[str]:
     }[encoder.layout]
     end = f" + {tail}" if tail else ""
     return [
-        "import torch",
         f"ids = {spelled} + processor.tokenizer(prompt, add_special_tokens=False).input_ids{end}",
         'inputs = {**processor(images=image, return_tensors="pt"), "input_ids": torch.tensor([ids])}',
         'inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])',
@@ -166,3 +167,8 @@ def _explicit_lines(encoder: PromptEncoder) -> list[str]:
 def _decode_line(encoder: PromptEncoder) -> str:
     kept = "output[0]" if encoder.is_encoder_decoder else 'output[0, inputs["input_ids"].shape[1]:]'
     return f"print(processor.decode({kept}, skip_special_tokens=True).strip())"
+
+
+def _quoted(text: str) -> str:
+    """Return a Python literal in double quotes."""
+    return json.dumps(text, ensure_ascii=False)
