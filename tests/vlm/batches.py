@@ -17,7 +17,7 @@ def pixels(num_images: int, seed: int = 0) -> Tensor:
 
 
 def causal_batch(ported: Ported, rows: list[list[int]], prompts: list[int], images: list[int]) -> Batch:
-    """Right-padded training batch: BOS, image places, a row each; loss from its ``prompts[i]``-th token on."""
+    """Right-padded training batch: BOS, image places, a row each; loss from its ``prompts[i]``-th on."""
     image = [ported.image_token_id] * NUM_IMAGE_TOKENS
     full = [[1, *image, *row] for row in rows]
     width = max(map(len, full))

@@ -23,8 +23,14 @@ from transformers import (
 from vpgtrans.alignment.tables import load_tokenizer
 from vpgtrans.errors import CheckpointError
 from vpgtrans.vlm.family import VLMFamily, family_of
-from vpgtrans.vlm.image_token import IMAGE_TOKEN, grow_table, place_image_token
-from vpgtrans.vlm.llm import check_embedding_path, default_llm_dtype, load_llm, reset_generation
+from vpgtrans.vlm.image_token import IMAGE_TOKEN, ImageToken, grow_table, place_image_token
+from vpgtrans.vlm.llm import (
+    check_embedding_path,
+    default_llm_dtype,
+    from_pretrained,
+    load_llm,
+    reset_generation,
+)
 from vpgtrans.vlm.portability import check_source, check_target, target_note
 from vpgtrans.weights.headers import TensorInfo, tensor_infos
 from vpgtrans.weights.lazy import read_tensor
@@ -71,33 +77,24 @@ def load_vlm(files: ModelFiles, dtype: torch.dtype | None = None) -> Ported:
     values = files.config()
     family = family_of(values)
     infos = tensor_infos(files)
-    config = _vlm_config(files)
-    model, info = AutoModelForImageTextToText.from_pretrained(
-        str(files.folder),
-        config=config,
-        dtype=dtype or default_llm_dtype(),
-        local_files_only=True,
-        output_loading_info=True,
-    )
-    if info["missing_keys"]:
-        raise _missing(files, sorted(info["missing_keys"]))
+    model = from_pretrained(AutoModelForImageTextToText, files, dtype or default_llm_dtype())
     llm = family.llm(model)
     _restore_float32(model, family, files, infos)
     model.requires_grad_(False)
     model.eval()
     check_embedding_path(llm, files.name)
-    tokenizer = load_tokenizer(files)
-    token_id, notes = _known_image_token(tokenizer, model, files)
-    reset_generation(llm, tokenizer)
+    placed = _known_image_token(load_tokenizer(files), model, files)
+    model.config.image_token_index = placed.token_id
+    reset_generation(llm, placed.tokenizer)
     model.config.text_config = llm.config
     return Ported(
         model=model,
         family=family,
-        tokenizer=tokenizer,
+        tokenizer=placed.tokenizer,
         image_processor=_image_processor(files),
-        image_token_id=token_id,
+        image_token_id=placed.token_id,
         source_projector=copy.deepcopy(family.projector(model)),
-        notes=notes,
+        notes=[placed.note] if placed.note else [],
     )
 
 
@@ -205,10 +202,11 @@ def _restore_float32(
     model: PreTrainedModel, family: VLMFamily, files: ModelFiles, infos: Mapping[str, TensorInfo]
 ) -> None:
     """Undo the cast of VPG and projector to the LLM's dtype: read them again as they are in the files."""
+    current = model.state_dict()
     state = {
-        name: read_tensor(infos[name]).float()
+        name: (read_tensor(infos[name]) if name in infos else current[name]).float()
         for name in _vpg_names(model, family, projector=True)
-        if name in infos and model.get_parameter(name).dtype != torch.float32
+        if current[name].dtype != torch.float32
     }
     model.load_state_dict(state, strict=False, assign=True)
 
@@ -237,21 +235,19 @@ def _source_projector(family: VLMFamily, source: ModelFiles, infos: Mapping[str,
 
 def _known_image_token(
     tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, files: ModelFiles
-) -> tuple[int, list[str]]:
-    """Return the placeholder id of a stock VLM; older BLIP-2 folders do not have one yet."""
+) -> ImageToken:
+    """Return the placeholder of a stock VLM; BLIP-2 folders from before 2024 do not have one yet."""
     token_id = model.config.image_token_index
-    vocabulary = tokenizer.get_vocab()
-    if token_id is not None and vocabulary.get(IMAGE_TOKEN) == token_id:
-        return int(token_id), []
-    rows = model.get_input_embeddings().weight.shape[0]
-    placed = place_image_token(tokenizer, rows)
-    if placed.tokenizer is not tokenizer or placed.way == "resized":
+    found = tokenizer.get_vocab().get(IMAGE_TOKEN)
+    if token_id is not None and found == token_id:
+        return ImageToken(tokenizer, token_id, "present", "")
+    placed = place_image_token(tokenizer, model.get_input_embeddings().weight.shape[0])
+    if placed.way == "resized":
         raise CheckpointError(
-            f"{files.name}: its config says image_token_index {token_id}, its tokenizer has no {IMAGE_TOKEN} "
-            f"there (it has {vocabulary.get(IMAGE_TOKEN)}); save it with its Blip2Processor first"
+            f"{files.name}: its config says image_token_index {token_id}, its tokenizer puts {IMAGE_TOKEN} "
+            f"at {found}, and its embedding table has no row left for it; save it with its Blip2Processor first"
         )
-    model.config.image_token_index = placed.token_id
-    return placed.token_id, [placed.note]
+    return placed
 
 
 def _image_processor(files: ModelFiles) -> Any:

@@ -5,6 +5,7 @@ below the table's rows. In order: a spare row of the table, an unused special to
 a table one row longer (which adds a class to the softmax: transformers.md 0.10).
 """
 
+import copy
 import json
 import tempfile
 from collections.abc import Callable
@@ -52,24 +53,21 @@ def place_image_token(tokenizer: PreTrainedTokenizerBase, rows: int) -> ImageTok
             tokenizer, token_id, "present", f"the tokenizer has {IMAGE_TOKEN} already (id {token_id})"
         )
     used = set(tokenizer.get_vocab().values())
-    if max(used) + 1 < rows or len(tokenizer) < rows:
-        _add(tokenizer)
-        token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    if max(used) + 1 < rows:
+        longer = copy.deepcopy(tokenizer)
+        _add(longer)
+        token_id = longer.convert_tokens_to_ids(IMAGE_TOKEN)
+        # with holes among the ids the new one may be taken or out of range
         if token_id < rows and token_id not in used:
-            return ImageToken(
-                tokenizer, token_id, "spare row", f"{IMAGE_TOKEN} took the spare row {token_id} of {rows}"
-            )
+            note = f"{IMAGE_TOKEN} took the spare row {token_id} of {rows}"
+            return ImageToken(longer, token_id, "spare row", note)
     name = unused_token(tokenizer, rows)
     if name is not None and IMAGE_TOKEN not in tokenizer.get_vocab():
         token_id = tokenizer.convert_tokens_to_ids(name)
-        tokenizer = _rewrite(tokenizer, lambda model, config: _rename(model, config, name))
+        tokenizer = _rewrite(tokenizer, lambda model, config: _rename(model, config, name, token_id))
         if tokenizer.get_vocab().get(IMAGE_TOKEN) == token_id and _is_one_token(tokenizer, token_id):
-            return ImageToken(
-                tokenizer,
-                token_id,
-                "renamed",
-                f"{IMAGE_TOKEN} took the place of the unused token {name} (id {token_id})",
-            )
+            note = f"{IMAGE_TOKEN} took the place of the unused token {name} (id {token_id})"
+            return ImageToken(tokenizer, token_id, "renamed", note)
     _add(tokenizer)
     token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
     note = f"all {rows} embedding rows are taken, so {IMAGE_TOKEN} (id {token_id}) makes the table longer"
@@ -79,16 +77,16 @@ def place_image_token(tokenizer: PreTrainedTokenizerBase, rows: int) -> ImageTok
 def unused_token(tokenizer: PreTrainedTokenizerBase, rows: int) -> str | None:
     """Return a special token that the LLM's makers left unused, or None.
 
-    Only tokens added as special count, never one that the tokenizer itself uses (BOS, EOS, pad, ...).
+    A token that the tokenizer itself uses (BOS, EOS, pad, ...) never counts.
     """
     taken = {
         str(token) for name, token in tokenizer.special_tokens_map.items() if name != "extra_special_tokens"
     }
-    added = sorted(tokenizer.added_tokens_decoder.items())
-    fitting = [token for token_id, token in added if token_id < rows]
+    special = {i: str(token) for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    by_id = sorted((number, token) for token, number in tokenizer.get_vocab().items() if number < rows)
     return pick_unused(
-        [str(token) for token in fitting if token.special],
-        [str(token) for token in fitting if not token.special],
+        [token for number, token in by_id if number in special],
+        [token for number, token in by_id if number not in special],
         taken,
     )
 
@@ -132,14 +130,20 @@ def _drop_named_image_token(config: dict[str, Any]) -> None:
             holder.pop("image_token", None)
 
 
-def _rename(model: dict[str, Any], config: dict[str, Any], name: str) -> None:
+def _rename(model: dict[str, Any], config: dict[str, Any], name: str, token_id: int) -> None:
     """Rename one added token in ``tokenizer.json`` and ``tokenizer_config.json``."""
     plain = {"content": IMAGE_TOKEN, "special": True, "normalized": False, "lstrip": False, "rstrip": False}
-    described = [*model.get("added_tokens", []), *(config.get("added_tokens_decoder") or {}).values()]
+    described = [*model["added_tokens"], *(config.get("added_tokens_decoder") or {}).values()]
     for token in described:
         if token.get("content") == name:
             token.update(plain)
     model["model"]["vocab"] = _renamed(model["model"].get("vocab"), name)
+    if all(token["content"] != IMAGE_TOKEN for token in model["added_tokens"]):
+        # it stood in the plain vocabulary only: as an added token it is found in text
+        model["added_tokens"] = sorted(
+            [*model["added_tokens"], {"id": token_id, "single_word": False, **plain}],
+            key=lambda token: token["id"],
+        )
     for key in ("extra_special_tokens", "additional_special_tokens"):
         if isinstance(config.get(key), list):
             config[key] = [IMAGE_TOKEN if token == name else token for token in config[key]]

@@ -41,9 +41,11 @@ def load_llm(files: ModelFiles, dtype: torch.dtype) -> PreTrainedModel:
         CheckpointError: a VLM given, or weights missing, truncated or corrupt.
         PortabilityError: a class that soft prompts cannot be fed to.
     """
-    check_target(files.config())
+    config = files.config()
+    check_target(config)
     tensor_infos(files)
-    model = _from_pretrained(files, dtype)
+    auto = AutoModelForSeq2SeqLM if config.get("is_encoder_decoder") else AutoModelForCausalLM
+    model = from_pretrained(auto, files, dtype)
     if files.gguf is not None:
         _strip_gguf_quantiser(model)
     if getattr(model.config, "word_embed_proj_dim", None) not in (None, model.config.hidden_size):
@@ -54,28 +56,27 @@ def load_llm(files: ModelFiles, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
-def _from_pretrained(files: ModelFiles, dtype: torch.dtype) -> PreTrainedModel:
-    seq2seq = bool(files.config().get("is_encoder_decoder"))
-    auto = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
+def from_pretrained(auto: Any, files: ModelFiles, dtype: torch.dtype) -> PreTrainedModel:
+    """Load a whole model with one of transformers' auto classes, missing weights being an error.
+
+    Raises:
+        CheckpointError: transformers cannot load it, or would fill weights in at random.
+    """
+    where: dict[str, Any] = {"pretrained_model_name_or_path": str(files.folder)}
     if files.gguf is not None:
-        where: dict[str, Any] = {
-            "pretrained_model_name_or_path": str(files.gguf.parent),
-            "gguf_file": files.gguf.name,
-        }
-    else:
-        where = {"pretrained_model_name_or_path": str(files.folder)}
+        where = {"pretrained_model_name_or_path": str(files.gguf.parent), "gguf_file": files.gguf.name}
     try:
         model, info = auto.from_pretrained(
             **where, dtype=dtype, local_files_only=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"transformers cannot load the LLM {files.name}: {first_line}") from error
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise CheckpointError(f"transformers cannot load {files.name}: {reason}") from error
     missing = sorted(info["missing_keys"])
     if missing:
         raise CheckpointError(
             f"{len(missing)} weights of {type(model).__name__} are not in {files.name}, first: "
-            f"{', '.join(missing[:3])}; give a complete checkpoint of a language model"
+            f"{', '.join(missing[:3])}; give a complete checkpoint"
         )
     return model
 

@@ -36,9 +36,10 @@ _UNUSED_FIRST = (
     "<empty_output>",  # a Jupyter marker of the StarCoder and SmolLM tokenizers
 )  # fmt: skip
 _UNUSED = re.compile(
-    r"[<\[]\|?_*(unused|reserved|extra|special|placeholder|control|dummy)[a-z_ -]*_*\d+_*\|?[>\]]",
+    r"[<\[]\|?_*(unused|reserved|extra|special|placeholder|control|dummy|pad)[a-z_ -]*_*\d+_*\|?[>\]]",
     re.IGNORECASE,
 )
+_GGUF_PADDING = re.compile(r"\[PAD\d+\]")
 
 
 def pick_unused(special: Iterable[str], plain: Iterable[str], taken: Set[str]) -> str | None:
@@ -46,13 +47,18 @@ def pick_unused(special: Iterable[str], plain: Iterable[str], taken: Set[str]) -
 
     Args:
         special: added tokens flagged as special, in the order of their ids.
-        plain: other added tokens; only exactly known names count among them.
+        plain: other tokens; only exactly known names and GGUF's ``[PAD123]`` count among them.
         taken: tokens with a job (BOS, EOS, pad, ...).
 
     Returns:
         A token whose name says that it is unused, or None.
     """
     names = [name for name in special if name not in taken]
-    known = {*names, *(name for name in plain if name not in taken)}
-    first = next((name for name in _UNUSED_FIRST if name in known), None)
-    return first or next((name for name in names if _UNUSED.fullmatch(name)), None)
+    others = [name for name in plain if name not in taken]
+    known = {*names, *others}
+    candidates = (
+        *(name for name in _UNUSED_FIRST if name in known),
+        *(name for name in names if _UNUSED.fullmatch(name)),
+        *(name for name in others if _GGUF_PADDING.fullmatch(name)),
+    )
+    return next(iter(candidates), None)

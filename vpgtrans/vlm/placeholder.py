@@ -43,13 +43,13 @@ def plan_placeholder(files: ModelFiles, rows: int) -> PlaceholderPlan:
     read = _read_tokenizer(files)
     if read is None:
         return PlaceholderPlan(None, "decided when the tokenizer is loaded (no tokenizer.json to count)")
-    vocabulary, special, plain, taken = read
+    vocabulary, special, taken = read
     size = max(vocabulary.values(), default=-1) + 1
     if vocabulary.get(IMAGE_TOKEN, rows) < rows:
         return PlaceholderPlan(size, f"in the tokenizer already, id {vocabulary[IMAGE_TOKEN]}")
     if size < rows:
         return PlaceholderPlan(size, f"takes a spare row ({rows} rows, {size} tokens)")
-    unused = pick_unused(special, plain, taken)
+    unused = pick_unused(special, sorted(vocabulary, key=vocabulary.__getitem__), taken)
     if unused is not None:
         return PlaceholderPlan(size, f"no spare row: takes the place of the unused token {unused}")
     return PlaceholderPlan(
@@ -57,8 +57,8 @@ def plan_placeholder(files: ModelFiles, rows: int) -> PlaceholderPlan:
     )
 
 
-def _read_tokenizer(files: ModelFiles) -> tuple[dict[str, int], list[str], list[str], set[str]] | None:
-    """Return vocabulary, special and plain added tokens by id, and the tokens with a job."""
+def _read_tokenizer(files: ModelFiles) -> tuple[dict[str, int], list[str], set[str]] | None:
+    """Return vocabulary, special tokens by id, and the tokens with a job."""
     path = None if files.folder is None else files.folder / "tokenizer.json"
     if path is None or not path.is_file() or path.stat().st_size > _MAX_BYTES:
         return None
@@ -68,10 +68,9 @@ def _read_tokenizer(files: ModelFiles) -> tuple[dict[str, int], list[str], list[
         added = sorted(content.get("added_tokens") or [], key=lambda token: int(token["id"]))
         vocabulary.update({str(token["content"]): int(token["id"]) for token in added})
         special = [str(token["content"]) for token in added if token.get("special")]
-        plain = [str(token["content"]) for token in added if not token.get("special")]
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
-    return vocabulary, special, plain, _taken(files)
+    return vocabulary, special, _taken(files)
 
 
 def _vocabulary(vocabulary: Any) -> dict[str, int]:
