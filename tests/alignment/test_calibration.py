@@ -1,5 +1,6 @@
 """Scale calibration: lengths are met, directions kept, the search is exact and never worse."""
 
+import json
 import math
 
 import pytest
@@ -70,7 +71,7 @@ def test_scaling_works_without_a_bias_and_keeps_the_dtype(outputs, mean: bool):
 
 
 def loss_to(goal: nn.Linear, outputs: Tensor):
-    return lambda candidate: float((candidate(outputs) - goal(outputs)).square().mean())
+    return lambda candidate: (candidate(outputs) - goal(outputs)).detach().square().mean().item()
 
 
 def test_the_search_finds_a_planted_scale(projector, outputs):
@@ -129,10 +130,12 @@ def test_the_grid_reaches_below_and_above_the_word_norm():
 
 
 def test_losses_that_are_no_numbers_count_as_worst(projector, outputs):
-    answers = iter([math.nan, math.inf, 2.0, math.nan, 3.0])
+    answers = iter([math.nan, -math.inf, 2.0, math.nan, 3.0])
     best, facts = calibrate_search(projector, outputs, 7.0, lambda _: next(answers), scales=(1, 2))
     assert (facts["mode"], facts["scale"], facts["loss"]) == ("scale all", 2, 2.0)
-    assert facts["loss_before"] == math.inf
+    assert facts["loss_before"] is None
+    assert [trial["loss"] for trial in facts["trials"]] == [None, None, 2.0, None, 3.0]
+    json.dumps(facts, allow_nan=False)
     assert mean_norm(best, outputs) == pytest.approx(14.0)
 
 

@@ -37,7 +37,7 @@ def test_every_method_predicts_held_out_embeddings_far_better_than_a_constant(
     assert converter.weight_TS.dtype == converter.bias_T.dtype == torch.float32
     assert converter.method == method
     # the planted map is no rotation: Procrustes can only come near
-    cosine, retrieval = (0.6, 0.02) if method == "procrustes" else (0.9, 0.5)
+    cosine, retrieval = (0.6, 0.02) if method == "procrustes" else (0.9, 0.25)
     assert metrics["centred_cosine"] > cosine
     assert metrics["retrieval_at_1"] > retrieval
     assert metrics["cosine"] > metrics["mean_baseline_cosine"]

@@ -30,13 +30,13 @@ class Trial:
         mode: what was scaled.
         scale: relative to the length of word embeddings (``as is``: 1, nothing changed).
         factor: what the weight was multiplied with.
-        loss: the callback's answer.
+        loss: the callback's answer; None where it was not finite.
     """
 
     mode: Mode
     scale: float
     factor: float
-    loss: float
+    loss: float | None
 
 
 @torch.no_grad()
@@ -128,15 +128,14 @@ def calibrate_search(
     plan: list[tuple[Mode, float, float]] = [("as is", 1.0, 1.0)]
     plan += [("scale all", scale, scale * unit) for scale in scales]
     plan += [("about the mean", scale, scale * unit) for scale in scales]
-    best, best_trial, trials = projector, None, []
+    best, best_trial, least, trials = projector, None, math.inf, []
     with progress.task("search the scale", len(plan), "scales") as task:
         for mode, scale, factor in plan:
             candidate = _candidate(projector, mode, factor, mean_T)
             loss = float(loss_of(candidate))
-            trial = Trial(mode, scale, factor, loss if math.isfinite(loss) else math.inf)
-            trials.append(trial)
-            if trial.loss < (best_trial.loss if best_trial else math.inf):
-                best, best_trial = candidate, trial
+            trials.append(Trial(mode, scale, factor, loss if math.isfinite(loss) else None))
+            if loss < least and math.isfinite(loss):
+                best, best_trial, least = candidate, trials[-1], loss
             task.advance()
             task.show(scale=scale, loss=loss)
     if best_trial is None:

@@ -50,7 +50,8 @@ def projector_from_captions(
         progress: told of every image.
 
     Returns:
-        Weight (T, Q) and bias (T,), trainable, in the dtype of ``base``, else at least float32.
+        Weight (T, Q) and bias (T,), trainable, in the dtype and on the device of ``base``; without it
+        at least float32, where the VPG outputs are.
 
     Raises:
         DataError: if there are no images, a caption has no tokens, or one stream is longer.
@@ -70,12 +71,11 @@ def projector_from_captions(
     if moments is None:
         raise DataError("no image with a caption to make a projector from; is data.train empty?")
     weight_TQ, bias_T = closed_form.ridge(moments, ridge)
-    dtype = torch.float32
+    device, dtype = weight_TQ.device, torch.promote_types(newline_T.dtype, torch.float32)
     if base is not None:
-        weight_TQ, bias_T, dtype = weight_TQ + base.weight.double(), bias_T + _bias(base), base.weight.dtype
-    elif newline_T.dtype == torch.float64:
-        dtype = torch.float64
-    return linear_layer(weight_TQ.to(dtype), bias_T.to(dtype)).requires_grad_(True)
+        weight_TQ, bias_T = weight_TQ + base.weight.to(weight_TQ), bias_T + _bias(base).to(bias_T)
+        device, dtype = base.weight.device, base.weight.dtype
+    return linear_layer(weight_TQ.to(device, dtype), bias_T.to(device, dtype)).requires_grad_(True)
 
 
 def _chunks(
@@ -89,7 +89,7 @@ def _chunks(
         width_q = width_q or output_NQ.shape[1]
         _check_image(number, output_NQ, caption_LT, width_q, len(newline_T))
         inputs.append(output_NQ.double())
-        goals.append(_goals(caption_LT, newline_T, len(output_NQ), assignment).double())
+        goals.append(_goals(caption_LT, newline_T, len(output_NQ), assignment).to(inputs[-1]))
         if len(inputs) == CHUNK_IMAGES:
             yield torch.cat(inputs), torch.cat(goals), len(inputs)
             inputs, goals = [], []
@@ -129,7 +129,7 @@ def _project(base: nn.Linear, inputs_RQ: Tensor, width_t: int) -> Tensor:
             f"the base projector goes from width {base.in_features} to {base.out_features}, VPG outputs and "
             f"caption embeddings have {inputs_RQ.shape[1]} and {width_t}"
         )
-    return inputs_RQ @ base.weight.double().T + _bias(base)
+    return inputs_RQ @ base.weight.to(inputs_RQ).T + _bias(base).to(inputs_RQ)
 
 
 def _bias(layer: nn.Linear) -> Tensor:
