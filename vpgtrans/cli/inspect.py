@@ -36,10 +36,10 @@ def inspect(
     console.facts("Facts", anatomy.facts())
     if plan is None:
         return
-    console.table(f"Port to {target}", ("part", "what happens", "detail"), plan.rows)
-    console.table(
-        "Training", ("stage", "trained parts"), [(k, ", ".join(v)) for k, v in plan.trained_in.items()]
-    )
+    if plan.rows:
+        console.table(f"Port to {target}", ("part", "what happens", "detail"), plan.rows)
+        stages = [(stage, ", ".join(parts)) for stage, parts in plan.trained_in.items()]
+        console.table("Training", ("stage", "trained parts"), stages)
     for blocker in plan.blockers:
         console.error(blocker)
     if plan.blockers:

@@ -45,7 +45,7 @@ def preflight(recipe: Recipe, folder: RunFolder, progress: Progress = SILENT) ->
         if importlib.util.find_spec(tracker) is None:
             problems.append(f"report_to: {tracker} is not installed; pip install 'vpgtrans[{tracker}]'")
     if problems:
-        raise PreflightError(problems)
+        raise PreflightError(list(dict.fromkeys(problems)))
     folder.claim(recipe)
     plan["stages"] = [
         {"name": stage.name, "trains": sorted(stage.parts), "learning_rate": stage.peak_learning_rate}
