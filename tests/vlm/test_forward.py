@@ -180,9 +180,10 @@ def test_texts_take_their_own_image(port: Port) -> None:
     trainee, batch = Trainee(ported), make_batch(ported)
     other = replace(batch, image_index=torch.tensor([1, 0, 1]), pixel_values=batch.pixel_values.flip(0))
     wrong = replace(batch, image_index=torch.tensor([1, 0, 1]))
-    loss = trainee.loss(batch)[0]
-    torch.testing.assert_close(trainee.loss(other)[0], loss)
-    assert abs(float(trainee.loss(wrong)[0] - loss)) > 1e-3
+    with torch.no_grad():
+        loss = trainee.loss(batch)[0]
+        torch.testing.assert_close(trainee.loss(other)[0], loss)
+        assert abs(float(trainee.loss(wrong)[0] - loss)) > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -331,12 +332,3 @@ def test_generation_stops_at_any_end_token_and_keeps_it(port: Port) -> None:
     cut = trainee.generate(batch, 6, [319, end])
     assert cut[0] == free[0][: free[0].index(end) + 1]
     assert cut[1] == (free[1][: free[1].index(end) + 1] if end in free[1] else free[1])
-
-
-def test_generation_ignores_the_llms_sampling_settings(port: Port) -> None:
-    ported = port("llama")
-    batch = prompt_batch(ported, [[5, 6, 9]], [0])
-    wanted = Trainee(ported).generate(batch, 6, [2])
-    assert ported.llm.generation_config.repetition_penalty in (None, 1.0)
-    assert ported.llm.generation_config.do_sample in (None, False)
-    assert Trainee(ported).generate(batch, 6, [2]) == wanted

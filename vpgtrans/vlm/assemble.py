@@ -245,7 +245,7 @@ def _known_image_token(
     if placed.way == "resized":
         raise CheckpointError(
             f"{files.name}: its config says image_token_index {token_id}, its tokenizer puts {IMAGE_TOKEN} "
-            f"at {found}, and its embedding table has no row left for it; save it with its Blip2Processor first"
+            f"at {found}, and its embedding table has no row left; save it with its Blip2Processor first"
         )
     return placed
 

@@ -162,8 +162,7 @@ def _renamed(vocabulary: Any, name: str) -> Any:
 def grow_table(model: PreTrainedModel, rows: int) -> None:
     """Lengthen the LLM's embedding table (and head) to ``rows``; the new rows are the old ones' mean.
 
-    The mean gives the new class of the softmax an average logit, so it never wins; existing logits stay
-    bit-equal.
+    The mean gives the new class of the softmax an average logit, so it never wins; existing logits stay.
     """
     old = model.get_input_embeddings().weight.shape[0]
     model.resize_token_embeddings(rows, mean_resizing=False)

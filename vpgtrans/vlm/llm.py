@@ -9,7 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    GenerationConfig,
+    PreTrainedModel,
+)
 
 from vpgtrans.errors import CheckpointError, PortabilityError
 from vpgtrans.vlm.portability import check_target
@@ -41,11 +47,9 @@ def load_llm(files: ModelFiles, dtype: torch.dtype) -> PreTrainedModel:
         CheckpointError: a VLM given, or weights missing, truncated or corrupt.
         PortabilityError: a class that soft prompts cannot be fed to.
     """
-    config = files.config()
-    check_target(config)
+    check_target(files.config())
     tensor_infos(files)
-    auto = AutoModelForSeq2SeqLM if config.get("is_encoder_decoder") else AutoModelForCausalLM
-    model = from_pretrained(auto, files, dtype)
+    model = from_pretrained(_auto_class(files), files, dtype)
     if files.gguf is not None:
         _strip_gguf_quantiser(model)
     if getattr(model.config, "word_embed_proj_dim", None) not in (None, model.config.hidden_size):
@@ -54,6 +58,15 @@ def load_llm(files: ModelFiles, dtype: torch.dtype) -> PreTrainedModel:
     model.eval()
     check_embedding_path(model, files.name)
     return model
+
+
+def _auto_class(files: ModelFiles) -> Any:
+    """Return transformers' auto class for a causal or an encoder-decoder LLM."""
+    seq2seq = files.config().get("is_encoder_decoder")
+    if seq2seq is None and files.folder is not None:
+        # the file may leave its class's default out
+        seq2seq = AutoConfig.from_pretrained(str(files.folder), local_files_only=True).is_encoder_decoder
+    return AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
 
 
 def from_pretrained(auto: Any, files: ModelFiles, dtype: torch.dtype) -> PreTrainedModel:
@@ -116,6 +129,7 @@ def fold_opt_projections(model: PreTrainedModel) -> PreTrainedModel:
     with torch.device("meta"):
         folded = type(model)(config)
     folded.load_state_dict(state, assign=True)
+    folded.train(model.training)
     folded.generation_config = copy.deepcopy(model.generation_config)
     return folded
 
