@@ -69,10 +69,10 @@ class EvaluationReport:
         path = folder / REPORT_FILE
         if not path.is_file():
             raise DataError(f"no {REPORT_FILE} in {folder}: run `vpgtrans evaluate` first")
-        lines = (folder / SAMPLES_FILE).read_text(encoding="utf-8").splitlines()
-        return cls(
-            **json.loads(path.read_text(encoding="utf-8")), samples=[json.loads(line) for line in lines]
-        )
+        # not splitlines(): a generated text may hold other line separators, JSON escapes "\\n" alone
+        lines = (folder / SAMPLES_FILE).read_text(encoding="utf-8").rstrip("\n").split("\n")
+        samples = [json.loads(line) for line in lines if line]
+        return cls(**json.loads(path.read_text(encoding="utf-8")), samples=samples)
 
 
 def evaluate(

@@ -10,14 +10,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.modules["vpgtrans"] = None  # type: ignore[assignment]  # importing it from here on fails
+if __name__ == "__main__":
+    sys.modules["vpgtrans"] = None  # type: ignore[assignment]  # importing it from here on fails
 
-import torch  # noqa: E402
-import transformers  # noqa: E402
-from PIL import Image  # noqa: E402
-from safetensors import safe_open  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
-from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: E402
+import torch
+import transformers
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 
 def main(request_file: Path) -> None:

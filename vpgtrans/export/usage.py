@@ -98,7 +98,7 @@ def _candidates(encoder: PromptEncoder) -> list[Usage]:
     bos = encoder.tokenizer.bos_token or ""
     in_front = [Usage("stock order", number, "", True), Usage("stock order", number, "", False)]
     if bos:
-        in_front.append(Usage("stock order, BOS spelled", number, bos, False))
+        in_front += [Usage("stock order, BOS spelled", number, bos + gap, False) for gap in ("", " ")]
     spelled = [
         Usage("places spelled", None, lead + places + gap, special)
         for lead, special in (("", True), (bos, False))
