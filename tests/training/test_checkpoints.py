@@ -112,7 +112,7 @@ def draw() -> tuple[float, float]:
 def test_seeds_differ_between_stages_processes_and_seeds():
     seeds = {stage_seed(s, name, p) for s in (0, 1, 2**31) for name in ("warmup", "finetune") for p in (0, 1)}
     assert len(seeds) == 12
-    assert stage_seed(0, "warmup") == 0x3F6D1A4A or stage_seed(0, "warmup") == stage_seed(0, "warmup", 0)
+    assert stage_seed(0, "warmup") == 4125831096  # the same in every process and on every machine
 
 
 def test_versions_are_recorded(tmp_path):

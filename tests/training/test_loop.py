@@ -236,7 +236,9 @@ def test_progress_counts_pairs_and_shows_the_loss(tmp_path):
 
     recorder = Recorder()
     result = train(toy_trainee(), tmp_path / "warmup", progress=recorder)
-    assert recorder.tasks == [("warmup: training projector, qformer, query_tokens", 64, "pairs")]
+    checksum = ("warmup: checksum of the frozen weights", None, "it")
+    training = ("warmup: training projector, qformer, query_tokens", 64, "pairs")
+    assert recorder.tasks == [checksum, training, checksum]
     assert recorder.advanced == 64
     assert recorder.shown[-1] == result.last_loss
     train(toy_trainee(), tmp_path / "warmup", progress=recorder)

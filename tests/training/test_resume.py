@@ -155,6 +155,28 @@ def test_ctrl_c_inside_the_optimizer_step_saves_nothing_half_done(tmp_path, unin
     assert_same_end(tmp_path, trainee, results, uninterrupted)
 
 
+def test_ctrl_c_while_the_end_is_checked_keeps_the_last_step(tmp_path, uninterrupted, monkeypatch):
+    """The last step is no multiple of save_steps, and hashing a large LLM takes a while."""
+    from vpgtrans.training import guards
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(guards, "check_frozen", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train_two_stages(toy_trainee(), tmp_path)
+    monkeypatch.undo()
+    assert [p.name for p in (tmp_path / "warmup").glob("checkpoint-*")] == [f"checkpoint-{STEPS}"]
+    trainee = toy_trainee()
+    results = train_two_stages(trainee, tmp_path)
+    shutil.rmtree(tmp_path / "warmup" / f"checkpoint-{STEPS}")
+    expected = (
+        {k: v for k, v in uninterrupted[0].items() if "warmup/checkpoint" not in k},
+        *uninterrupted[1:],
+    )
+    assert_same_end(tmp_path, trainee, results, expected)
+
+
 def interrupted_at(folder, step, **extra):
     def stop(asked):
         if asked == step:

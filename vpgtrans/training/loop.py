@@ -121,6 +121,7 @@ def _train(session: Session) -> StageResult:
     try:
         with job.progress.task(title, total=pairs_left, unit="pairs") as task:
             _steps(session, task)
+        return finish(session)
     except KeyboardInterrupt:
         # with several processes each stands somewhere else, and writing together would hang
         if session.whole and state.step and session.accelerator.num_processes == 1:
@@ -129,7 +130,6 @@ def _train(session: Session) -> StageResult:
     finally:
         for tracker in session.log.trackers:
             tracker.finish()
-    return finish(session)
 
 
 def _steps(session: Session, task: Task) -> None:

@@ -28,14 +28,17 @@ def seed_everything(seed: int) -> None:
 
 
 def random_state() -> RandomState:
-    """Return the states of Python, NumPy, torch and all CUDA devices."""
+    """Return the states of Python, NumPy, torch and the current CUDA device.
+
+    Not of all devices: asking another process's GPU would open a context on it.
+    """
     numpy_state: Any = np.random.get_state()  # noqa: NPY002
     name, keys, position, has_gauss, cached = numpy_state
     return {
         "python": random.getstate(),
         "numpy": (name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
     }
 
 
@@ -45,8 +48,8 @@ def restore_random_state(state: RandomState) -> None:
     name, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
     torch.set_rng_state(state["torch"].cpu())
-    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all([tensor.cpu() for tensor in state["cuda"]])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"].cpu())
 
 
 @contextmanager

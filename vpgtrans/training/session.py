@@ -93,7 +93,7 @@ def open_session(job: Job, accelerator: Accelerator) -> Session:
     if accelerator.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(accelerator.device)
     table = set_trainable(module, job.trainee.parts, stage.parts, peak_rates(stage))
-    frozen = job.start_checksum or guards.frozen_checksum(module, job.names)
+    frozen = job.start_checksum or _frozen_checksum(job)
     optimizer = make_optimizer(module, job.trainee.parts, stage)
     seed_everything(stage_seed(job.seed, stage.name, process))
     job.folder.mkdir(parents=True, exist_ok=True)
@@ -146,8 +146,7 @@ def finish(session: Session) -> StageResult:
         TrainingError: if a frozen weight changed; nothing is written then.
     """
     job, state = session.job, session.state
-    after = guards.frozen_checksum(job.trainee.module, job.names)
-    guards.check_frozen(session.identity.frozen, after, job.stage.name)
+    guards.check_frozen(session.identity.frozen, _frozen_checksum(job), job.stage.name)
     state.seconds = session.elapsed()
     result = StageResult(
         name=job.stage.name,
@@ -183,3 +182,8 @@ def _resume(last: Checkpoint, job: Job, optimizer: torch.optim.Optimizer, frozen
     state = last.random_state(process)
     if state is not None:
         restore_random_state(state)
+
+
+def _frozen_checksum(job: Job) -> str:
+    with job.progress.task(f"{job.stage.name}: checksum of the frozen weights"):
+        return guards.frozen_checksum(job.trainee.module, job.names)
