@@ -79,8 +79,13 @@ def from_pretrained(auto: Any, files: ModelFiles, dtype: torch.dtype) -> PreTrai
     if files.gguf is not None:
         where = {"pretrained_model_name_or_path": str(files.gguf.parent), "gguf_file": files.gguf.name}
     try:
+        # shapes that differ are told by name below; transformers' own message names none
         model, info = auto.from_pretrained(
-            **where, dtype=dtype, local_files_only=True, output_loading_info=True
+            **where,
+            dtype=dtype,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
@@ -90,6 +95,10 @@ def from_pretrained(auto: Any, files: ModelFiles, dtype: torch.dtype) -> PreTrai
         raise CheckpointError(
             f"{len(missing)} weights of {type(model).__name__} are not in {files.name}, first: "
             f"{', '.join(missing[:3])}; give a complete checkpoint"
+        )
+    for name, found, wanted in sorted(info["mismatched_keys"]):
+        raise CheckpointError(
+            f"'{name}' in {files.name} has shape {tuple(found)}, its config wants {tuple(wanted)}"
         )
     return model
 
