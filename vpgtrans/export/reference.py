@@ -40,6 +40,10 @@ def own_answers(
     device = next(trainee.module.parameters()).device
     modes = current_modes(trainee.module)
     trainee.module.eval()
+    llm = trainee.ported.llm
+    attention = llm.config._attn_implementation
+    # a user's load takes transformers' default; half precision differs between implementations
+    llm.set_attn_implementation("sdpa" if llm._supports_sdpa else attention)
     try:
         samples = []
         for number, (record, text) in enumerate(pairs):
@@ -50,6 +54,7 @@ def own_answers(
             prompt = None if shortened else prompt_text(encoder, text)
             samples.append(Sample(str(number), batch, ids, logits_TV, prompt, record.image.open()))
     finally:
+        llm.set_attn_implementation(attention)
         modes.apply()
     return samples
 

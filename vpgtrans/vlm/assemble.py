@@ -26,6 +26,7 @@ from vpgtrans.vlm.family import VLMFamily, family_of
 from vpgtrans.vlm.image_token import IMAGE_TOKEN, ImageToken, grow_table, place_image_token
 from vpgtrans.vlm.llm import (
     check_embedding_path,
+    choose_attention,
     default_llm_dtype,
     from_pretrained,
     load_llm,
@@ -82,6 +83,7 @@ def load_vlm(files: ModelFiles, dtype: torch.dtype | None = None) -> Ported:
     _restore_float32(model, family, files, infos)
     model.requires_grad_(False)
     model.eval()
+    choose_attention(llm)
     check_embedding_path(llm, files.name)
     placed = _known_image_token(load_tokenizer(files), model, files)
     model.config.image_token_index = placed.token_id
