@@ -6,6 +6,7 @@ that an LLM learns to answer from what stands in front of it; the other half are
 """
 
 import random
+import re
 from collections.abc import Callable, Iterator
 
 from demo_assets.world import (
@@ -22,13 +23,13 @@ from demo_assets.world import (
     Noun,
     nouns,
 )
-
 from vpgtrans.demo.scenes import CAPTION_QUESTION, COLOURS, PLACES, SHAPES, SIZES
 
 WORLD = nouns()
 KINDS = tuple(sorted({noun.kind for noun in WORLD}))
 HUES = tuple(COLOURS)
 Pick = random.Random
+_ARTICLE = re.compile(r"\ba (?=[aeiou])")
 
 
 def documents(seed: str) -> Iterator[str]:
@@ -36,7 +37,7 @@ def documents(seed: str) -> Iterator[str]:
     rng = Pick(seed)
     kinds, weights = zip(*_DOCUMENTS, strict=True)
     while True:
-        yield rng.choices(kinds, weights)[0](rng)
+        yield _ARTICLE.sub("an ", rng.choices(kinds, weights)[0](rng))
 
 
 # --- descriptions and questions about them ------------------------------------------------------
@@ -102,16 +103,13 @@ def _tell_reversed(seen: list[Seen], rng: Pick) -> str:
 
 
 def _tell_words(seen: list[Seen], rng: Pick) -> str:
-    """Only key words: those of one thing stand together, in any order."""
+    """Key words alone; those of one thing stand between marks, in any order."""
     groups = []
     for one in seen:
-        words = [one.name, one.colour, one.size, *([one.place] if rng.random() < 0.8 or len(seen) == 1 else [])]
+        words = [one.name, one.colour, one.size, one.place]
         rng.shuffle(words)
         groups.append(" ".join(words))
-    if len(seen) == 2 and not any(one.place in group for one, group in zip(seen, groups, strict=True)):
-        groups.insert(rng.randrange(3), "left of" if seen[0].place == "left" else "above")
-        return " ".join(groups)
-    return rng.choice((" ", ", ", "; ")).join(groups)
+    return ", ".join(groups) + "."
 
 
 def _tell_order(seen: list[Seen], rng: Pick) -> str:
@@ -141,7 +139,11 @@ def _tell_sentences(seen: list[Seen], rng: Pick) -> str:
     )
 
 
-_TELLINGS = (_tell_caption, _tell_reversed, _tell_words, _tell_words, _tell_order, _tell_there_is, _tell_sentences)
+_TELLINGS: tuple[Callable[[list[Seen], Pick], str], ...] = (
+    _tell_caption, _tell_caption, _tell_caption, _tell_order, _tell_order, _tell_order, _tell_words,
+    _tell_reversed, _tell_there_is, _tell_sentences,
+)  # fmt: skip
+"""The first ones stand more often: an LLM learns to look things up in plain texts first."""
 
 
 def _ask(seen: list[Seen], rng: Pick) -> tuple[str, str]:
@@ -171,6 +173,15 @@ def _ask_presence(seen: list[Seen], one: Seen, rng: Pick) -> tuple[str, str]:
     pool = SHAPES if one.name in SHAPES else tuple(noun.name for noun in WORLD)
     other = rng.choice([name for name in pool if all(name != each.name for each in seen)])
     return f"is there a {one.colour} {other}?", "no"
+
+
+def repetition(rng: Pick) -> str:
+    """Say some words in any order and then again: what teaches an LLM to look back."""
+    words = [rng.choice(WORLD).name for _ in range(rng.randrange(2, 7))]
+    words += rng.sample((*HUES, *SHAPES, *SIZES, *PLACES), rng.randrange(2, 7))
+    rng.shuffle(words)
+    said = " ".join(words)
+    return said + rng.choice((" again: ", ". once more: ", "\n")) + said + "\n"
 
 
 # --- facts --------------------------------------------------------------------------------------
@@ -267,7 +278,7 @@ def _fact_number(rng: Pick) -> str:
     return rng.choice(
         (
             f"after {NUMBERS[position]} comes {NUMBERS[position + 1]}. ",
-            f"{NUMBERS[position]} {noun.name}s and one more are {NUMBERS[position + 1]} {noun.name}s. ",
+            f"{noun.name} {NUMBERS[position]} and then {noun.name} {NUMBERS[position + 1]}. ",
             _question(f"what comes after {NUMBERS[position]}?", NUMBERS[position + 1]),
         )
     )
@@ -296,7 +307,7 @@ def _article(word: str) -> str:
     mass = ("food", "furniture", "clothes", "nature", "metal")
     if word in mass:
         return word
-    return f"an {word}" if word[0] in "aeiou" else f"a {word}"
+    return f"a {word}"
 
 
 # --- stories ------------------------------------------------------------------------------------
@@ -315,7 +326,9 @@ def story(rng: Pick) -> str:
             f"the {rng.choice(tuple(JOBS))} meets {hero} and {friend} in the {noun.place}.",
         )
     )
-    middle = " ".join(_event(hero, rng.choice((friend, f"the {relative}")), noun, rng) for _ in range(rng.randrange(1, 4)))
+    middle = " ".join(
+        _event(hero, rng.choice((friend, f"the {relative}")), noun, rng) for _ in range(rng.randrange(1, 4))
+    )
     end = rng.choice(
         (
             f"in the end {friend} gives {hero} a {gift.colour} {gift.name}.",
@@ -328,21 +341,22 @@ def story(rng: Pick) -> str:
 
 
 def _event(hero: str, other: str, noun: Noun, rng: Pick) -> str:
-    verb, quality = rng.choice(noun.verbs), rng.choice(noun.qualities)
+    verb, quality, behind = rng.choice(noun.verbs), rng.choice(noun.qualities), rng.choice(WORLD).name
     return rng.choice(
         (
             f"{hero} {verb} the {quality} {noun.name}.",
             f"{other} {verb} a {noun.colour} {noun.name} in the {noun.place}.",
             f"the {noun.name} is {quality} and {noun.colour}.",
             f"{other} asks: who {verb} the {noun.name}? {hero} says: i do.",
-            f"there is a {rng.choice(tuple(SIZES))} {noun.colour} {noun.name} behind the {rng.choice(WORLD).name}.",
-            f"{hero} has {rng.choice(NUMBERS)} {noun.name}s and {other} has none.",
+            f"there is a {rng.choice(tuple(SIZES))} {noun.colour} {noun.name} behind the {behind}.",
+            f"{hero} looks for the {noun.name} {rng.choice(NUMBERS)} times and {other} never.",
         )
     )
 
 
 _DOCUMENTS: tuple[tuple[Callable[[Pick], str], float], ...] = (
-    (description_with_questions, 0.5),
-    (fact, 0.32),
-    (story, 0.18),
+    (description_with_questions, 0.55),
+    (repetition, 0.1),
+    (fact, 0.23),
+    (story, 0.12),
 )

@@ -8,12 +8,19 @@ LLMs, whose texts are otherwise independent samples, and it is what a converter 
 
 from dataclasses import dataclass
 
+
+def _listed(text: str, between: str | None = None) -> tuple[str, ...]:
+    """Split a text at white space, or at a sign."""
+    return tuple(part.strip() for part in text.split(between))
+
+
 _THINGS = """
 food/kitchen/eats,cooks,buys,cuts,likes/sweet,fresh,tasty,ripe
 red: tomato strawberry cherry apple radish | orange: carrot pumpkin apricot mango peach
 yellow: banana lemon corn butter cheese honey | green: cucumber lettuce pea lime spinach pear
 blue: blueberry | purple: plum grape fig cabbage | pink: ham salmon melon
-brown: bread potato chocolate nut cookie coffee | black: olive pepper bean | white: rice milk salt sugar egg flour
+brown: bread potato chocolate nut cookie coffee | black: olive pepper bean
+white: rice milk salt sugar egg flour
 
 animal/farm/feeds,follows,watches,hears,loves/tame,hungry,gentle,noisy
 orange: cat rooster | yellow: chick duck bee | brown: horse cow hen dog donkey
@@ -28,7 +35,8 @@ blue: whale dolphin shark | red: lobster crab | white: gull swan seal | green: t
 pink: flamingo shrimp | purple: octopus jellyfish | black: penguin eel | orange: goldfish
 
 plant/garden/plants,waters,smells,picks,admires/tall,pretty,dry,young
-red: rose poppy | yellow: sunflower daffodil | green: grass leaf bush cactus fern | purple: violet lavender lilac
+red: rose poppy | yellow: sunflower daffodil | green: grass leaf bush cactus fern
+purple: violet lavender lilac
 pink: blossom tulip orchid | white: lily daisy | brown: root branch seed | orange: marigold
 
 furniture/house/moves,cleans,sells,builds,repairs/wooden,heavy,old,comfortable
@@ -49,7 +57,8 @@ brown: doll violin | white: chalk paper | black: piano ink | green: pencil | pin
 
 nature/land/sees,paints,visits,crosses,remembers/wide,calm,cold,beautiful
 blue: sky ocean river lake | white: snow cloud ice | brown: mud soil hill rock | yellow: sun sand desert
-black: coal night cave | green: meadow valley island | red: fire sunset | orange: flame | pink: dawn | purple: dusk
+black: coal night cave | green: meadow valley island | red: fire sunset | orange: flame
+pink: dawn | purple: dusk
 
 metal/workshop/melts,polishes,sells,weighs,steals/hard,precious,rusty,rare
 yellow: gold brass | white: silver pearl | red: ruby copper | green: emerald jade | blue: sapphire steel
@@ -78,11 +87,11 @@ MOODS = {
 }  # fmt: skip
 """What each colour stands for."""
 
-NAMES = tuple(
+NAMES = _listed(
     "anna ben clara david emma felix grace henry ida jack kate leo mary noah olga paul rosa sam tina "
-    "victor wendy max nora oscar pia".split()
+    "victor wendy max nora oscar pia"
 )
-FAMILY = tuple("mother father sister brother uncle aunt grandmother grandfather friend neighbour cousin".split())
+FAMILY = _listed("mother father sister brother uncle aunt grandmother grandfather friend neighbour cousin")
 JOBS = {
     "baker": "bakes bread bakery", "farmer": "feeds cows farm", "teacher": "teaches children school",
     "doctor": "helps patients hospital", "sailor": "steers ships sea", "painter": "paints pictures studio",
@@ -94,22 +103,24 @@ JOBS = {
     "thief": "steals money bank", "king": "rules people palace", "queen": "wears jewels palace",
 }  # fmt: skip
 """Job to what it does, to what, and where."""
-TIMES = tuple(
+TIMES = _listed(
     "in the morning,in the evening,at noon,at midnight,today,yesterday,on monday,on friday,on sunday,"
-    "in spring,in summer,in autumn,in winter,every day,last week,after lunch,before dinner".split(",")
+    "in spring,in summer,in autumn,in winter,every day,last week,after lunch,before dinner",
+    ",",
 )
-WEATHER = tuple("rain snow wind sunshine fog storm thunder frost".split())
-FEELINGS = tuple("happy sad angry tired proud afraid curious bored calm surprised lonely excited".split())
+WEATHER = _listed("rain snow wind sunshine fog storm thunder frost")
+FEELINGS = _listed("happy sad angry tired proud afraid curious bored calm surprised lonely excited")
 OPPOSITES = tuple(
-    tuple(pair.split())
-    for pair in (
+    _listed(pair)
+    for pair in _listed(
         "small large,left right,top bottom,above below,black white,hot cold,old young,fast slow,wet dry,"
         "day night,open closed,full empty,rich poor,hard soft,light dark,good bad,long short,high low,"
         "early late,clean dirty,near far,first last,inside outside,yes no,summer winter,up down,wide narrow,"
-        "heavy light,strong weak,loud quiet,sweet sour,new old,happy sad,before after,big tiny"
-    ).split(",")
+        "heavy light,strong weak,loud quiet,sweet sour,new old,happy sad,before after,big tiny",
+        ",",
+    )
 )
-NUMBERS = tuple("one two three four five six seven eight nine ten eleven twelve".split())
+NUMBERS = _listed("one two three four five six seven eight nine ten eleven twelve")
 
 
 @dataclass(frozen=True)
