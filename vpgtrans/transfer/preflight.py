@@ -1,6 +1,5 @@
 """Every mistake a user can make, found before anything expensive starts, and all at once."""
 
-import importlib.util
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,9 +40,10 @@ def preflight(recipe: Recipe, folder: RunFolder, progress: Progress = SILENT) ->
         _try(problems, lambda: _check_space(folder.root, target))
     with progress.task("checking the data", unit="images"):
         plan["data"] = _check_data(recipe, problems)
-    for tracker in recipe.report_to:
-        if importlib.util.find_spec(tracker) is None:
-            problems.append(f"report_to: {tracker} is not installed; pip install 'vpgtrans[{tracker}]'")
+    if recipe.report_to:
+        from vpgtrans.training.metrics import check_trackers
+
+        _try(problems, lambda: check_trackers(recipe.report_to))
     if problems:
         raise PreflightError(list(dict.fromkeys(problems)))
     folder.claim(recipe)
