@@ -1,8 +1,8 @@
 """Ids and labels against hand-computed ones, for three kinds of tokenizers and all layouts."""
 
 import pytest
-from tokenizers import normalizers
-from transformers import ByT5Tokenizer
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from tests.data.builders import IMAGE, bpe_by_hand, encoder_of, ids_of, unigram_by_hand, wordpiece_by_hand
 from tests.tiny import tiny_tokenizer
@@ -99,6 +99,22 @@ def test_a_token_across_the_border_is_taken_apart():
     assert encoder.encode_prompt(TextPair("ab", "cd"))[3:] == [a, b]
 
 
+def test_a_prompt_that_reads_otherwise_at_a_words_end_is_taken_apart():
+    # CLIP-like: alone, "ab" is the end of a word; in "abcd" it is not, though no token reaches over
+    words = ["<pad>", "<s>", "</s>", "a", "b", "c", "d", "b</w>", "d</w>", "ab", "ab</w>", "cd</w>"]
+    merges = [("a", "b"), ("a", "b</w>"), ("c", "d</w>")]
+    vocabulary = {word: n for n, word in enumerate(words)}
+    core = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, end_of_word_suffix="</w>"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>")
+    assert tokenizer.tokenize("abcd") == ["ab", "cd</w>"]
+    encoder = encoder_of(tokenizer, template="{prompt}{answer}", answer_end="")
+    encoded = encoder.encode(TextPair("ab", "cd"))
+    assert encoded.input_ids[3:] == [10, 11, EOS]
+    assert encoded.labels[3:] == [-100, 11, EOS]
+    assert encoder.encode_prompt(TextPair("ab", "cd"))[3:] == [10]
+
+
 def test_what_follows_the_prompt_is_tokenised_in_its_context():
     # " red" after "A:" is one piece; tokenised by itself it would be the same only by luck
     tokenizer = unigram_by_hand(("A", ":", "red", "▁red", "▁A"))
@@ -160,6 +176,9 @@ def test_an_end_hidden_in_a_longer_token_still_stops():
     assert encoded.labels == [-100] * 3 + ids_of(tokenizer, "o", "k") + [both]
     assert encoder.stop_ids == [newline, EOS, both]
     assert encoder.decode_answer([*encoded.labels[3:], *ids_of(tokenizer, "x")]) == "ok."
+    assert encoder_of(tokenizer, max_text_tokens=3).encode(TextPair("", "ok.")) == encoded  # it just fits
+    cut = encoder_of(tokenizer, max_text_tokens=2).encode(TextPair("", "ok."))
+    assert cut.labels[3:] == [*ids_of(tokenizer, "o"), newline]
 
 
 def test_decode_answer_cuts_at_the_first_end():
