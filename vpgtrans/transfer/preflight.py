@@ -1,14 +1,18 @@
 """Every mistake a user can make, found before anything expensive starts, and all at once."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vpgtrans.data.checks import check_texts
 from vpgtrans.data.load import load_records
+from vpgtrans.data.prompts import PromptEncoder
 from vpgtrans.errors import PreflightError, VPGTransError
 from vpgtrans.progress import SILENT, Progress
 from vpgtrans.recipe import DataSource, Recipe
 from vpgtrans.transfer.folder import RunFolder, write_facts
+from vpgtrans.transfer.preview import encoder_from_configs
 from vpgtrans.vlm.anatomy import plan_port
 from vpgtrans.weights.disk import need_space
 from vpgtrans.weights.headers import tensor_infos
@@ -38,8 +42,10 @@ def preflight(recipe: Recipe, folder: RunFolder, progress: Progress = SILENT) ->
             problems += port.blockers
             plan["parts"] = [dict(zip(("part", "action", "detail"), row, strict=True)) for row in port.rows]
         _try(problems, lambda: _check_space(folder.root, target))
-    with progress.task("checking the data", unit="images"):
-        plan["data"] = _check_data(recipe, problems)
+    encoder = None
+    if source is not None and target is not None and not problems:
+        encoder = _try(problems, partial(encoder_from_configs, recipe, source, target))
+    plan["data"] = _check_data(recipe, problems, encoder, progress)
     if recipe.report_to:
         from vpgtrans.training.metrics import check_trackers
 
@@ -86,12 +92,17 @@ def _sources(recipe: Recipe) -> Iterator[tuple[str, DataSource]]:
             yield f"stages.{stage.name}.data.train.{position}", source
 
 
-def _check_data(recipe: Recipe, problems: list[str]) -> dict[str, Any]:
+def _check_data(
+    recipe: Recipe, problems: list[str], encoder: PromptEncoder | None, progress: Progress
+) -> dict[str, Any]:
+    """Read every set; with an encoder, encode every text to find those without a supervised token."""
     counts: dict[str, Any] = {}
     for key, source in _sources(recipe):
-        records = _try(problems, lambda source=source: load_records(source))  # type: ignore[misc]
+        records = _try(problems, partial(load_records, source))
         if records is not None:
             counts[key] = {"images": len(records), "texts": sum(len(record.texts) for record in records)}
+            if encoder is not None:
+                _try(problems, partial(check_texts, encoder, records, progress))
     problems += [
         f"stage '{stage.name}' has no data: give data.train or stages.{stage.name}.data.train"
         for stage in recipe.stages
