@@ -36,7 +36,9 @@ def test_captions_of_unequal_length_are_left_out():
 def test_misaligned_pairs_of_equal_length_are_kept_as_the_authors_keep_them():
     left = word_pieces(["b", "##c", "de"], lowercase=False)  # "bc de" is b ##c de
     right = word_pieces(["##e", "bc", "d"], lowercase=False)  # "bc de" is bc d ##e
-    assert counted(caption_anchors(["bc de"], left, right)) == {(1, 2): 1.0, (2, 3): 1.0, (3, 1): 1.0}
+    anchors = caption_anchors(["bc de"], left, right)
+    assert counted(anchors) == {(1, 2): 1.0, (2, 3): 1.0, (3, 1): 1.0}
+    assert anchors.word_start.tolist() == [True, False, False]  # b-bc, ##c-d, de-##e
 
 
 def test_unknown_tokens_are_paired_with_nothing():

@@ -119,6 +119,18 @@ def test_bin_checkpoint(tmp_path):
     assert torch.equal(load(tmp_path).rows_VD, stock_rows(model))
 
 
+def test_old_t5_checkpoint_that_names_its_table_three_times(tmp_path):
+    model = tiny_llm("t5")
+    model.config.save_pretrained(tmp_path)
+    aliases = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+    state = model.state_dict() | dict.fromkeys(aliases, model.shared.weight.detach())
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    infos = tensor_infos(locate_model(str(tmp_path)))
+    assert set(aliases) <= set(infos)
+    assert known_keys(infos) == ["shared.weight"]
+    assert torch.equal(load(tmp_path).rows_VD, stock_rows(model))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_other_dtypes_become_float32_without_further_rounding(tmp_path, dtype):
     model = tiny_llm("gemma3_text").to(dtype)

@@ -41,8 +41,13 @@ def write_sparse(path: Path, tensors: dict[str, tuple[str, list[int], int]]) -> 
     return path
 
 
-def write_llama_gguf(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Path:
-    """Write a tiny llama with a byte-level tokenizer as a GGUF: Q8_0 embeddings, F32 otherwise."""
+def write_llama_gguf(
+    path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, vocab_size: bool = True
+) -> Path:
+    """Write a tiny llama with a byte-level tokenizer as a GGUF: Q8_0 embeddings, F32 otherwise.
+
+    ``vocab_size=False`` leaves that field out, so that only the token list tells it.
+    """
     config = model.config
     writer = gguf.GGUFWriter(str(path), "llama")
     writer.add_context_length(config.max_position_embeddings)
@@ -53,9 +58,12 @@ def write_llama_gguf(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTo
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
-    writer.add_vocab_size(config.vocab_size)
+    if vocab_size:
+        writer.add_vocab_size(config.vocab_size)
     _add_tokenizer(writer, tokenizer, config.vocab_size)
     for name, value in model.state_dict().items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
         array = value.detach().float().numpy()
         if name == "model.embed_tokens.weight":
             kind = gguf.GGMLQuantizationType.Q8_0

@@ -8,10 +8,12 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from transformers import AutoConfig
 
 from tests.tiny import tiny_llm, tiny_tokenizer
 from tests.weights.builders import write_llama_gguf
 from vpgtrans.errors import CheckpointError
+from vpgtrans.weights.gguf_config import write_skeleton
 from vpgtrans.weights.gguf_header import read_gguf_header
 from vpgtrans.weights.headers import tensor_infos
 from vpgtrans.weights.lazy import iter_tensors, read_tensor
@@ -168,6 +170,42 @@ def test_config_is_what_transformers_reads(tmp_path):
     assert config["architectures"] == ["LlamaForCausalLM"]
     config["vocab_size"] = 0  # a caller's change must not reach the cache
     assert locate_model(str(path)).config()["vocab_size"] == model.config.vocab_size
+
+
+@pytest.mark.parametrize("vocab_size", [True, False])
+@pytest.mark.parametrize("tied", [True, False])
+def test_config_equals_the_slow_reading_of_the_whole_file(tmp_path, tied, vocab_size):
+    model = tiny_llm("llama", tie_word_embeddings=tied, rope_theta=5e4)
+    path = write_llama_gguf(tmp_path / "tiny.gguf", model, tiny_tokenizer(), vocab_size=vocab_size)
+    ours = locate_model(str(path)).config()
+    theirs = AutoConfig.from_pretrained(tmp_path, gguf_file=path.name).to_dict()
+    differing = {key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)}
+    assert differing <= {"architectures", "_name_or_path"}
+    assert ours["tie_word_embeddings"] is tied
+    assert ours["vocab_size"] == 310
+
+
+def test_skeleton_has_the_fields_and_names_but_neither_tokens_nor_weights(tmp_path):
+    model = tiny_llm("llama", vocab_size=2000)
+    path = write_llama_gguf(tmp_path / "tiny.gguf", model, tiny_tokenizer(), vocab_size=False)
+    header = read_gguf_header(path)
+    write_skeleton(path, header, tmp_path / "skeleton.gguf", 2000)
+    skeleton = read_gguf_header(tmp_path / "skeleton.gguf")
+    assert skeleton.fields == {**header.fields, "llama.vocab_size": 2000}
+    assert skeleton.lengths == {}
+    assert [tensor.name for tensor in skeleton.tensors] == [tensor.name for tensor in header.tensors]
+    assert [field for field in gguf.GGUFReader(tmp_path / "skeleton.gguf").fields if "tokens" in field] == []
+    assert (tmp_path / "skeleton.gguf").stat().st_size < path.stat().st_size // 10
+
+
+def test_config_of_a_file_with_another_alignment_and_arrays(gguf_file, tmp_path):
+    header = read_gguf_header(gguf_file)
+    write_skeleton(gguf_file, header, tmp_path / "skeleton.gguf", None)
+    skeleton = read_gguf_header(tmp_path / "skeleton.gguf")
+    assert skeleton.lengths == header.lengths
+    assert skeleton.fields == {k: v for k, v in header.fields.items() if k != "general.alignment"}
+    reader = gguf.GGUFReader(tmp_path / "skeleton.gguf")
+    assert [tensor.name for tensor in reader.tensors] == [tensor.name for tensor in header.tensors]
 
 
 def test_config_of_an_unknown_architecture(tmp_path):

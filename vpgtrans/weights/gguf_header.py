@@ -34,10 +34,18 @@ class GGUFTensor:
 
 @dataclass(frozen=True)
 class GGUFHeader:
-    """The scalar and string fields (arrays: their lengths in ``lengths``), and the tensors."""
+    """What a GGUF file says about itself.
+
+    Attributes:
+        fields: the scalar and string fields.
+        lengths: the array fields' lengths.
+        spans: first and last byte (exclusive) of each field in the file, key and type included.
+        tensors: the tensors, in the order of the file.
+    """
 
     fields: Mapping[str, _Value]
     lengths: Mapping[str, int]
+    spans: Mapping[str, tuple[int, int]]
     tensors: tuple[GGUFTensor, ...]
 
 
@@ -117,16 +125,19 @@ def _parse(cursor: _Cursor) -> GGUFHeader:
     num_tensors, num_fields = cursor.count(), cursor.count()
     fields: dict[str, _Value] = {}
     lengths: dict[str, int] = {}
+    spans: dict[str, tuple[int, int]] = {}
     for _ in range(num_fields):
+        begin = cursor.position
         key, kind = cursor.string(), cursor.count("I")
         if kind == _ARRAY:
             lengths[key] = cursor.skip_array()
         else:
             fields[key] = cursor.string() if kind == _STRING else cursor.number(_SCALARS[kind])
+        spans[key] = (begin, cursor.position)
     raw = [_tensor_entry(cursor) for _ in range(num_tensors)]
     alignment = int(fields.get("general.alignment", 32))
     start = math.ceil(cursor.position / alignment) * alignment
-    return GGUFHeader(fields, lengths, tuple(_tensor(*entry, start) for entry in raw))
+    return GGUFHeader(fields, lengths, spans, tuple(_tensor(*entry, start) for entry in raw))
 
 
 def _tensor_entry(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:

@@ -8,11 +8,11 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from vpgtrans.errors import CheckpointError
+from vpgtrans.weights.gguf_config import gguf_config
 from vpgtrans.weights.hub import fetch_snapshot
 
 WEIGHT_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -51,8 +51,7 @@ class ModelFiles:
             CheckpointError: the file is missing, not JSON, or a GGUF architecture is unknown.
         """
         if self.gguf is not None:
-            stat = self.gguf.stat()
-            return dict(_gguf_config(self.gguf, stat.st_mtime_ns, stat.st_size))
+            return gguf_config(self.gguf)
         return read_json(self._folder() / "config.json")
 
     def weight_files(self) -> list[Path]:
@@ -222,19 +221,3 @@ def _names(names: Iterable[str], limit: int = 8) -> str:
 
 def _listing(folder: Path) -> str:
     return _names(item.name for item in folder.iterdir()) or "nothing"
-
-
-@lru_cache(maxsize=4)
-def _gguf_config(path: Path, mtime_ns: int, size: int) -> dict[str, Any]:
-    """Let transformers read a GGUF header (slow, hence cached by file and time of change)."""
-    from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    try:
-        config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name).to_dict()
-    except (OSError, ValueError, KeyError, IndexError, NotImplementedError) as error:
-        raise CheckpointError(f"transformers cannot read the GGUF file {path}: {error}") from error
-    if not config.get("architectures"):
-        architecture = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.get("model_type"))
-        config["architectures"] = [architecture] if architecture else None
-    return config
