@@ -1,6 +1,7 @@
 """Images are really decoded, texts really encoded; what fails is counted, named and written down."""
 
 import json
+import os
 
 import pytest
 from PIL import Image
@@ -115,6 +116,26 @@ def test_the_report_saves_looking_again_until_a_file_changes(tmp_path, monkeypat
     assert len(opened) == 10
     check_images(found[:4], 0.0, report)
     assert len(json.loads(report.read_text())) == 3  # several sets share one report
+
+
+def test_a_file_rewritten_at_the_same_size_is_looked_at_again(tmp_path):
+    found = on_disk(tmp_path, 2)
+    report = tmp_path / "report.json"
+    check_images(found, 0.0, report)
+    path, facts = found[0].image.path, found[0].image.path.stat()
+    path.write_bytes(b"x" * facts.st_size)
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns + 1_000_000))
+    assert check_images(found, 0.5, report) == found[1:]
+
+
+def test_a_wrong_checksum_is_found(tmp_path):
+    found = on_disk(tmp_path, 2)
+    path = found[0].image.path
+    content = bytearray(path.read_bytes())
+    end = content.rindex(b"IEND") - 4  # in front of the last chunk's length: the pixels' checksum
+    content[end - 1] ^= 255
+    path.write_bytes(bytes(content))
+    assert check_images(found, 0.5) == found[1:]
 
 
 def test_a_broken_report_is_made_again(tmp_path):

@@ -124,6 +124,18 @@ def test_weights_are_kept_exactly_over_a_block(visit):
         assert max(times) - min(times) <= 1  # a set is gone through before it starts again
 
 
+def test_a_new_block_goes_on_where_the_last_one_ended():
+    order = PairOrder(mix_of(records("a", 11, 2), records("b", 7, 1), weights=(1.0, 9.0)), 20)
+    shown = [pair for step in range(100) for pair in order.indices(step)]
+    assert [which for which, _, _ in shown[:1000]] != [which for which, _, _ in shown[1000:]]
+    counts = Counter(shown)
+    for number, draws, size in ((0, 200, 22), (1, 1800, 7)):
+        times = [count for pair, count in counts.items() if pair[0] == number]
+        assert sum(times) == draws
+        assert len(times) == size
+        assert max(times) - min(times) <= 1
+
+
 def test_weights_are_kept_from_the_start():
     mix = mix_of(records("a", 50, 1), records("b", 50, 1), weights=(0.2, 0.8))
     order = PairOrder(mix, 50, seed=0)

@@ -42,6 +42,8 @@ def test_unigram(layout):
     assert encoded.input_ids == LEADS[layout] + [6, 7, 8, 9, 10, 7] + [11, 5]
     assert encoded.labels == [-100] * 9 + [11, 5]
     assert encoder.encode_prompt(PAIR) == LEADS[layout] + [6, 7, 8, 9, 10, 7]
+    assert encoder.answer_end_ids == [5]  # not the "▁" and newline that it is by itself
+    assert encoder.stop_ids == [5, EOS]
 
 
 @pytest.mark.parametrize("layout", LEADS)
@@ -59,6 +61,40 @@ def test_unigram_without_a_newline_ends_with_eos():
     encoder = encoder_of(unigram_by_hand(("▁red",), newline=False))
     assert not encoder.ends_with_text
     assert encoder.encode(TextPair("", "red")).labels == [-100] * 3 + [5, EOS]
+
+
+def test_an_end_that_would_change_is_replaced_by_eos():
+    spaced = unigram_by_hand(("▁red",), newline=False)
+    spaced.backend_tokenizer.normalizer = normalizers.Replace("\n", " ")  # as T5 and XGLM do
+    assert not encoder_of(spaced).ends_with_text
+    unknown = encoder_of(wordpiece_by_hand(("red",)), answer_end="#")
+    assert not unknown.ends_with_text
+    assert unknown.encode(TextPair("", "red")).labels[3:] == [4, EOS]
+
+
+def test_an_end_that_decodes_with_spaces_still_cuts():
+    tokenizer = wordpiece_by_hand(("red", "#"))
+    encoder = encoder_of(tokenizer, answer_end="##")
+    assert encoder.encode(TextPair("", "red")).labels[3:] == [4, 5, 5]
+    assert tokenizer.decode([4, 5, 5, 4]) == "red # # red"
+    assert encoder.decode_answer([4, 5, 5, 4]) == "red"
+
+
+def test_an_unknown_word_does_not_swallow_the_answer():
+    # glued together, prompt and answer are one unknown word; the answer's share of it carries loss
+    encoder = encoder_of(wordpiece_by_hand(("red",)), template="{prompt}{answer}")
+    assert encoder.encode(TextPair("xx", "yy")).labels[3:] == [-100, 3, EOS]
+
+
+def test_a_newline_that_is_dropped_at_the_end_carries_no_loss():
+    tokenizer = bpe_by_hand()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Strip()
+    encoder = encoder_of(tokenizer, template="{prompt}\n{answer}", answer_end="")
+    encoded = encoder.encode(TextPair("a", "b"))
+    a, b = ids_of(tokenizer, "a", "b")
+    assert encoder.encode_prompt(TextPair("a", "b"))[3:] == [a]
+    assert encoded.input_ids[3:] == [a, b, EOS]
+    assert encoded.labels[3:] == [-100, b, EOS]
 
 
 def test_a_caption_is_supervised_from_its_first_token():

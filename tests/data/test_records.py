@@ -39,10 +39,10 @@ def test_a_palette_with_a_transparent_colour_stands_on_white(tmp_path):
 
 
 def test_sixteen_bit_grey_keeps_its_brightness(tmp_path):
-    levels = np.array([[0, 257 * 40], [257 * 128, 65535]], dtype=np.uint16)
+    levels = np.array([[0, 257 * 40], [257 * 200, 65535]], dtype=np.uint16)
     Image.fromarray(levels).save(tmp_path / "deep.png")
     opened = np.asarray(ImageFile(tmp_path / "deep.png").open())
-    assert opened[..., 0].tolist() == [[0, 40], [128, 255]]
+    assert opened[..., 0].tolist() == [[0, 40], [200, 255]]
     assert (opened == opened[..., :1]).all()
 
 

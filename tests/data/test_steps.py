@@ -109,6 +109,7 @@ def test_leaving_early_leaves_no_thread():
         (0.2, None, 1),
         (0.6, None, 3),
         (2.01, None, 11),
+        (2.2, None, 11),
         (None, 8, 8),
     ],
 )
