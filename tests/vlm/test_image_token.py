@@ -162,5 +162,9 @@ def test_growing_the_table_leaves_old_logits_as_they_were(name: str) -> None:
     grown = model.get_input_embeddings().weight
     assert torch.equal(grown[:320], table)
     torch.testing.assert_close(grown[320], table.mean(0))
+    head = model.get_output_embeddings()
+    torch.testing.assert_close(head.weight[320], head.weight[:320].mean(0))
+    if head.bias is not None:
+        torch.testing.assert_close(head.bias[320], head.bias[:320].mean())
     assert model.config.vocab_size == 321
     assert not any(parameter.requires_grad for parameter in model.parameters())
