@@ -208,6 +208,25 @@ def test_config_of_a_file_with_another_alignment_and_arrays(gguf_file, tmp_path)
     assert [tensor.name for tensor in reader.tensors] == [tensor.name for tensor in header.tensors]
 
 
+def test_vocabulary_size_of_a_family_whose_mapping_lacks_it(tmp_path):
+    path = tmp_path / "gpt2.gguf"
+    writer = gguf.GGUFWriter(str(path), "gpt2")
+    writer.add_context_length(64)
+    writer.add_embedding_length(32)
+    writer.add_block_count(2)
+    writer.add_head_count(4)
+    writer.add_token_list([f"t{index}" for index in range(77)])
+    writer.add_tensor("token_embd.weight", np.zeros((77, 32), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    config = locate_model(str(path)).config()
+    assert config["vocab_size"] == 77
+    assert config["vocab_size"] == AutoConfig.from_pretrained(tmp_path, gguf_file=path.name).vocab_size
+    assert config["architectures"] == ["GPT2LMHeadModel"]
+
+
 def test_config_of_an_unknown_architecture(tmp_path):
     path = tmp_path / "odd.gguf"
     writer = gguf.GGUFWriter(str(path), "no-such-architecture")
