@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from tests.alignment.planted import gathered, normal, related_rows, uniform_weights
+from vpgtrans.alignment import closed_form
 from vpgtrans.alignment import rows as rows_module
 from vpgtrans.alignment.closed_form import (
     Moments,
@@ -260,3 +261,22 @@ def test_the_cosine_fit_stops_at_an_exact_relation():
     assert len(fit.losses) < 5
     torch.testing.assert_close(fit.weight_TS, weight_TS)
     torch.testing.assert_close(fit.bias_T, bias_T)
+
+
+def test_a_step_that_overshoots_is_halved(monkeypatch: pytest.MonkeyPatch):
+    # eight unrelated anchors and a random start: the full step often raises the loss
+    rows, _, _ = related_rows(8, 2, 2, noise=3.0, mean=0.0, seed=180)
+    start = normal(2, 2, seed=95, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+    tried = []
+    look = closed_form._cosine_step
+
+    def spy(*arguments):
+        step = look(*arguments)
+        tried.append(step.loss)
+        return step
+
+    monkeypatch.setattr(closed_form, "_cosine_step", spy)
+    fit = cosine_optimum(rows, start, damping=0.01, steps=10)
+    assert len(tried) > len(fit.losses) == 11
+    assert all(after < before for before, after in zip(fit.losses, fit.losses[1:], strict=False))
+    assert set(fit.losses) < set(tried)

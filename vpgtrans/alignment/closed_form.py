@@ -18,6 +18,8 @@ TINY = 1e-12
 SINGULAR = 1e-7
 """Smallest over largest diagonal entry of a Cholesky factor, below which float64 solves are not trusted."""
 SOLVE_COLUMNS = 512
+SHORTEST = 1e-3
+"""Share of a step below which halving it is given up."""
 
 
 @dataclass
@@ -180,11 +182,11 @@ def cosine_optimum(
     # around the mean of x the bias column is uncorrelated with the rest
     point_TX = torch.cat([weight_TS, (bias_T + weight_TS @ mean_S)[:, None]], 1)
     step = _cosine_step(rows, mean_S, point_TX, task)
-    losses, length = [step.loss], 1.0
-    while len(losses) <= steps and length > 1e-3:
+    losses = [step.loss]
+    while len(losses) <= steps:
         move_TX = _move(step, damping)
         length = 1.0
-        while length > 1e-3:
+        while length > SHORTEST:
             trial_TX = point_TX + length * move_TX
             trial = _cosine_step(rows, mean_S, trial_TX, task)
             if trial.loss < step.loss:
