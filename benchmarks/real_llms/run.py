@@ -37,8 +37,8 @@ RATES = (1e-3, 5e-3, 2e-2)
 VPG_PARTS = ["qformer", "query_tokens", "vision_norm", "projector"]
 BATCH = 32
 COLUMNS = (
-    "arm", "moment", "peak projector rate", "pairs so far", "held-out loss", "exact match", "image gap", "seconds",
-    "peak MB",
+    "arm", "moment", "peak projector rate", "pairs so far", "held-out loss", "exact match", "image gap",
+    "seconds", "peak MB",
 )  # fmt: skip
 
 
@@ -79,7 +79,7 @@ class Place:
 def recipe(
     place: Place, task: Task, name: str, source: Path, target: str, *, blind: bool = False, **sections: Any
 ) -> Recipe:
-    """Return one arm's recipe; ``sections`` are its converter, init and stages; ``blind`` sees no test data."""
+    """Return one arm's recipe; ``sections``: converter, init, stages; ``blind``: without test data."""
     data = place.root / "data" / task.name
     test = [] if blind else [{"path": str(data / f"{task.test}.jsonl")}]
     return check_recipe(
@@ -169,7 +169,8 @@ def best_rate(place: Place, task: Task, direction: str, arm: str, source: Path, 
     for rate in RATES:
         result = run_arm(
             place, task, f"{direction}-{arm}-rate-{rate:g}", console, source=source, target=target,
-            stages=port_stages(task, rate, warmup_alone=True), export={"verify": False}, blind=True, **INITS[arm],
+            stages=port_stages(task, rate, warmup_alone=True), export={"verify": False}, blind=True,
+            **INITS[arm],
         )  # fmt: skip
         losses[rate] = result["stages"][0]["validation"][-1][2]
     return min(losses, key=lambda rate: losses[rate])
