@@ -28,6 +28,8 @@ POOL = 128
 """Documents drawn at once and sorted by length, so that little is padded."""
 BATCH = 32
 """Documents a step."""
+PROSE_WEIGHT = 0.3
+"""Weight of a token outside an answer."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,18 @@ class LLMSpec:
     """``bpe`` (byte-level, ``Ġdog``) or ``metaspace`` (SentencePiece-like, ``▁dog``)."""
     shape: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def initial_scale(self) -> float:
+        """Standard deviation of untrained weights: 1 / sqrt(width); the usual 0.02 is far too small here."""
+        return 1.0 / math.sqrt(self.shape["hidden_size"])
+
 
 SOURCE = LLMSpec(
-    "source-llm", seed=11, vocab_size=1500, steps=4000, learning_rate=3e-3, tokenizer="bpe",
+    "source-llm", seed=11, vocab_size=1500, steps=2400, learning_rate=3e-3, tokenizer="bpe",
     shape={"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4},
 )  # fmt: skip
 TARGET = LLMSpec(
-    "target-llm", seed=23, vocab_size=1300, steps=4000, learning_rate=3e-3, tokenizer="metaspace",
+    "target-llm", seed=23, vocab_size=1300, steps=2400, learning_rate=3e-3, tokenizer="metaspace",
     shape={"hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 6},
 )  # fmt: skip
 
@@ -93,7 +100,7 @@ def make_llm(spec: LLMSpec, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausa
     rows = 32 * math.ceil((len(tokenizer) + 8) / 32)
     common = {
         "vocab_size": rows, "max_position_embeddings": 512, "tie_word_embeddings": True, "bos_token_id": 1,
-        "eos_token_id": 1, "pad_token_id": 0, "initializer_range": 0.02, **spec.shape,
+        "eos_token_id": 1, "pad_token_id": 0, "initializer_range": spec.initial_scale, **spec.shape,
     }  # fmt: skip
     if spec.tokenizer == "bpe":
         return LlamaForCausalLM(LlamaConfig(**common, num_key_value_heads=2))
@@ -110,6 +117,7 @@ def train_llm(spec: LLMSpec, folder: Path, seconds: float) -> bool:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     model = make_llm(spec, tokenizer)
     model.set_attn_implementation("eager")  # its backward is twice as fast as sdpa's at these head widths
+    marks = answer_marks(tokenizer)
     pools: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {}
 
     def loss_of(step: int) -> tuple[torch.Tensor, float]:
@@ -117,7 +125,8 @@ def train_llm(spec: LLMSpec, folder: Path, seconds: float) -> bool:
         if pool not in pools:
             pools.clear()
             pools[pool] = token_batches(tokenizer, f"{spec.seed}/train/{pool}")
-        loss = text_loss(model, *pools[pool][place])
+        ids, labels = pools[pool][place]
+        loss = text_loss(model, ids, labels, answer_weights(ids, labels, marks))
         return loss, loss.item()
 
     done = train(spec.name, model, loss_of, spec.steps, spec.learning_rate, folder / "state.pt", seconds)
@@ -139,11 +148,40 @@ def token_batches(tokenizer: PreTrainedTokenizerFast, seed: str) -> list[tuple[t
     return batches
 
 
-def text_loss(model: Any, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean token loss; right padding under a causal mask: no real token sees it."""
+def answer_marks(tokenizer: PreTrainedTokenizerFast) -> tuple[int, int]:
+    """Return the token in front of an answer and the token that ends it."""
+    opened = tokenizer("question: a? answer:")["input_ids"][-2]
+    return opened, tokenizer("red\n")["input_ids"][-1]
+
+
+def answer_weights(ids: torch.Tensor, labels: torch.Tensor, marks: tuple[int, int]) -> torch.Tensor:
+    """Weigh the tokens: 1 in answers, which the text before tells, and less where words are drawn by lot.
+
+    Args:
+        ids: (B, T).
+        labels: (B, T); -100 gets no weight.
+        marks: From :func:`answer_marks`.
+    """
+    weights = torch.full(ids.shape, PROSE_WEIGHT)
+    answering = torch.zeros(len(ids), dtype=torch.bool)
+    for place in range(2, ids.shape[1]):
+        answering |= ids[:, place - 2] == marks[0]
+        weights[answering, place] = 1.0
+        answering &= ids[:, place] != marks[1]
+    return weights.masked_fill(labels == -100, 0.0)
+
+
+def text_loss(
+    model: Any, ids: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Weighted mean of the tokens' losses; right padding under a causal mask: no real token sees it."""
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(input_ids=ids, use_cache=False).logits
-    return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
+    losses_BT = torch.nn.functional.cross_entropy(
+        logits[:, :-1].transpose(1, 2).float(), labels[:, 1:], reduction="none"
+    )
+    weights_BT = (labels != -100).float()[:, 1:] if weights is None else weights[:, 1:]
+    return (losses_BT * weights_BT).sum() / weights_BT.sum()
 
 
 @torch.no_grad()

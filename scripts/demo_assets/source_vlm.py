@@ -44,7 +44,7 @@ def vision_config() -> Blip2VisionConfig:
     """Return the config of the demo's ViT."""
     return Blip2VisionConfig(
         hidden_size=WIDTH, intermediate_size=3 * WIDTH, num_hidden_layers=4, num_attention_heads=4,
-        image_size=SIDE, patch_size=8,
+        image_size=SIDE, patch_size=8, initializer_range=WIDTH**-0.5,
     )  # fmt: skip
 
 
@@ -53,7 +53,7 @@ def qformer_config() -> Blip2QFormerConfig:
     return Blip2QFormerConfig(
         vocab_size=8, hidden_size=WIDTH, intermediate_size=3 * WIDTH, num_hidden_layers=2,
         num_attention_heads=4, encoder_hidden_size=WIDTH, cross_attention_frequency=1,
-        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, initializer_range=WIDTH**-0.5,
     )  # fmt: skip
 
 

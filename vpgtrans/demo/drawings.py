@@ -103,7 +103,8 @@ def _label(axes: "Axes", title: str, across: str, up: str) -> None:
     axes.set_ylabel(up)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False)
 
 
 def _save(figure: Any, path: Path) -> Path:
