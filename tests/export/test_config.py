@@ -17,7 +17,7 @@ from vpgtrans.export.hf import export_hf
 def config_of(llm: Any, own: dict[str, Any] | None = None, stop_ids: tuple[int, ...] = ()) -> dict[str, Any]:
     tokenizer = tiny_tokenizer()
     model = tiny_blip2(llm, 300)
-    return export_config(model, llm, own or llm.config.to_dict(), 300, stop_ids, tokenizer, "float32")
+    return export_config(model, llm, own or llm.config.to_dict(), 300, stop_ids, tokenizer, "float32", False)
 
 
 def test_classes_tokens_and_dtype_stand_in_the_config(gemma: Port, tmp_path: Path) -> None:
@@ -44,10 +44,12 @@ def test_classes_tokens_and_dtype_stand_in_the_config(gemma: Port, tmp_path: Pat
     assert generation["do_sample"] is False
 
 
-def test_the_outer_tie_follows_the_llm() -> None:
-    assert config_of(tiny_llm("llama"))["tie_word_embeddings"] is False
-    tied = config_of(tiny_llm("llama", tie_word_embeddings=True))
-    assert tied["tie_word_embeddings"] is tied["text_config"]["tie_word_embeddings"] is True
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_outer_tie_follows_what_is_written(root: Path, tmp_path: Path, tied: bool) -> None:
+    port = make_port(root, target_folder(root, "llama", name=f"tied-{tied}", tie_word_embeddings=tied))
+    export_hf(port.ported, port.source, port.target, port.encoder(), tmp_path / "model")
+    config = json.loads((tmp_path / "model/config.json").read_text())
+    assert config["tie_word_embeddings"] is config["text_config"]["tie_word_embeddings"] is tied
 
 
 def test_end_tokens_are_a_list_without_repeats() -> None:
@@ -63,7 +65,7 @@ def test_t5_gets_a_bos_and_keeps_its_decoder_start() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.bos_token = None
     model = tiny_blip2(llm, 300)
-    config = export_config(model, llm, {}, 300, (), tokenizer, "float32")
+    config = export_config(model, llm, {}, 300, (), tokenizer, "float32", False)
     assert config["text_config"]["bos_token_id"] == 0
     assert config["text_config"]["pad_token_id"] == 0
     assert config["is_encoder_decoder"] is True
@@ -75,7 +77,7 @@ def test_a_missing_pad_is_filled_by_the_first_end_token() -> None:
     llm.config.pad_token_id = None
     tokenizer = tiny_tokenizer()
     tokenizer.pad_token = None
-    config = export_config(tiny_blip2(llm, 300), llm, {}, 300, (9,), tokenizer, "float32")
+    config = export_config(tiny_blip2(llm, 300), llm, {}, 300, (9,), tokenizer, "float32", False)
     assert config["text_config"]["pad_token_id"] == 9
 
 
@@ -103,7 +105,7 @@ ROPE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "part of a head": (
         "gpt_neox",
         {"rope_parameters": {"rope_type": "default", "rope_theta": 2e4, "partial_rotary_factor": 0.5}},
-        {"rope_theta": 2e4, "partial_rotary_factor": 0.5},
+        {"rope_theta": 2e4, "partial_rotary_factor": 0.5, "rotary_emb_base": 2e4, "rotary_pct": 0.5},
     ),
     "none": ("opt", {}, {}),
 }
@@ -146,7 +148,7 @@ def test_local_and_storage_keys_are_scrubbed_at_every_level() -> None:
     model = tiny_blip2(llm, 300)
     model.config._name_or_path = "/home/somebody/vlm"
     model.config.vision_config._name_or_path = "/home/somebody/vit"
-    text = json.dumps(export_config(model, llm, {}, 300, (), tiny_tokenizer(), "float32"))
+    text = json.dumps(export_config(model, llm, {}, 300, (), tiny_tokenizer(), "float32", False))
     for word in ("/home", "_name_or_path", "quantization_config", "auto_map"):
         assert word not in text
 

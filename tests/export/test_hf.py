@@ -17,6 +17,7 @@ from vpgtrans.data.batches import Collator
 from vpgtrans.data.records import Record, TextPair
 from vpgtrans.errors import CheckpointError, RecipeError
 from vpgtrans.export.hf import ExportReport, export_hf
+from vpgtrans.export.language import language_part
 from vpgtrans.export.light import empty_port
 from vpgtrans.vlm.assemble import load_vlm
 from vpgtrans.vlm.forward import Trainee
@@ -125,14 +126,19 @@ def test_every_kind_of_checkpoint_streams_to_the_same_tensors(
     assert_same_model(port, tmp_path / how, pairs)
 
 
-def test_a_tied_name_that_holds_another_tensor_is_kept(root: Path, pairs: Pairs, tmp_path: Path) -> None:
-    """flan-T5: the config says tied, the file has two tables."""
-    folder = target_folder(root, "t5", name="flan", seed=8)
+@pytest.mark.parametrize("model_type", ["t5", "mt5"])
+def test_a_tied_name_that_holds_another_tensor_is_kept(
+    root: Path, pairs: Pairs, tmp_path: Path, model_type: str
+) -> None:
+    """flan-T5 and mT5: transformers 5 calls them tied, the file has two tables."""
+    folder = target_folder(root, model_type, name=f"flan-{model_type}", seed=8)
     tensors = load_file(folder / "model.safetensors")
     tensors["lm_head.weight"] = tensors["shared.weight"] * -1.5
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     config = json.loads((folder / "config.json").read_text())
     config |= {"tie_word_embeddings": False, "scale_decoder_outputs": False}
+    if model_type == "mt5":
+        del config["scale_decoder_outputs"]
     (folder / "config.json").write_text(json.dumps(config))
     port = make_port(root, folder)
     export(port, tmp_path / "model", "image-text")
@@ -141,6 +147,13 @@ def test_a_tied_name_that_holds_another_tensor_is_kept(root: Path, pairs: Pairs,
     assert torch.equal(found["language_model.lm_head.weight"], tensors["lm_head.weight"])
     saved = json.loads((tmp_path / "model/config.json").read_text())
     assert saved["tie_word_embeddings"] is saved["text_config"]["tie_word_embeddings"] is False
+    light = empty_port(port.source, port.target)
+    assert light is not None
+    part = language_part(light.llm, port.target, "language_model.")
+    assert not part.tied
+    assert {entry.name for entry in part.entries} == {
+        name for name in found if name.startswith("language_model.")
+    }
 
 
 @pytest.mark.parametrize("model_type", ["gemma3_text", "gpt_neox", "opt"])
@@ -154,6 +167,8 @@ def test_a_table_made_longer_for_the_image_token_is_written_longer(
     tables = [tensor for tensor in written(tmp_path / "model").values() if tensor.shape == (301, 48)]
     assert len(tables) == (2 if model_type == "gpt_neox" else 1)
     assert not [tensor for tensor in written(tmp_path / "model").values() if tensor.shape == (300, 48)]
+    if model_type == "gpt_neox":  # transformers 4 knows the head by this name alone
+        assert "language_model.embed_out.weight" in written(tmp_path / "model")
     assert_same_model(port, tmp_path / "model", pairs, LAYOUT.get(model_type, "bos-image-text"))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoProcessor
+from transformers import AutoProcessor, AutoTokenizer
 
 from tests.export.ports import TEMPLATE, Port, make_port, target_folder
 from tests.tiny import tiny_tokenizer
@@ -166,6 +166,21 @@ def test_files_for_transformers_4_are_there(gemma: Port, tmp_path: Path) -> None
     assert tokens["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert tokens["padding_side"] == "left"
     assert "backend" not in tokens
+
+
+def test_extra_special_tokens_are_spelled_for_both_transformers(llama: Port, tmp_path: Path) -> None:
+    """4.57 stops at a list under the 5.x name."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<image>"], special_tokens=True)
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<think>", "<|end|>"]})
+    usage = find_usage(llama.encoder("image-bos-text"), [])
+    save_processor(tmp_path, tokenizer, llama.ported.image_processor, 300, usage)
+    saved = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert saved["additional_special_tokens"] == ["<think>", "<|end|>"]
+    assert "extra_special_tokens" not in saved
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    assert again.all_special_tokens == tokenizer.all_special_tokens
+    assert again.decode(again("red<think>").input_ids, skip_special_tokens=True) == "red"
 
 
 def test_the_chat_template_stays_with_the_tokenizer(root: Path, tmp_path: Path) -> None:

@@ -24,6 +24,9 @@ _LEGACY_ROPE = (
 )
 """Spellings of transformers 4.x, taken over from the LLM's own ``config.json`` where it has them."""
 
+_OWN_ROPE = {"gpt_neox": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}}
+"""LLM types that 4.x spells in their own way."""
+
 
 def export_config(
     model: PreTrainedModel,
@@ -33,6 +36,7 @@ def export_config(
     stop_ids: Sequence[int],
     tokenizer: PreTrainedTokenizerBase,
     dtype: str,
+    tied: bool,
 ) -> dict[str, Any]:
     """Return the contents of ``config.json``.
 
@@ -44,10 +48,12 @@ def export_config(
         stop_ids: Where an answer ends; the LLM's own end tokens are added.
         tokenizer: For ids that the LLM's config lacks.
         dtype: What ``from_pretrained`` loads all weights in, such as ``bfloat16``.
+        tied: Whether head and input table are one tensor. T5's config says yes always and keeps the truth in
+            ``scale_decoder_outputs`` (transformers.md 2.1), which then decides.
     """
     values = _scrubbed(json.loads(copy.deepcopy(model.config).to_json_string(use_diff=False)))
     text = values["text_config"]
-    tied = _is_tied(llm)
+    tied = bool(getattr(llm.config, "scale_decoder_outputs", tied))
     values |= {
         "architectures": [type(model).__name__],
         "image_token_index": image_token_id,
@@ -120,21 +126,10 @@ def _legacy_rope(text: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, A
         found["rope_local_base_freq"] = local.get("rope_theta")
     if main.get("rope_type", "default") != "default":
         found["rope_scaling"] = {key: value for key, value in main.items() if key != "rope_theta"}
-    return {**{key: value for key, value in found.items() if value is not None}, **legacy}
-
-
-def _is_tied(llm: PreTrainedModel) -> bool:
-    """Tell whether head and input table are one, from the tensors themselves where there are any.
-
-    T5's config always says yes (and keeps the truth in ``scale_decoder_outputs``: transformers.md 2.1).
-    """
-    scaled = getattr(llm.config, "scale_decoder_outputs", None)
-    if scaled is not None:
-        return bool(scaled)
-    head, table = llm.get_output_embeddings(), llm.get_input_embeddings()
-    if head is None:
-        return bool(getattr(llm.config, "tie_word_embeddings", False))
-    return head.weight is table.weight
+    spelled = {key: value for key, value in found.items() if value is not None}
+    own_names = _OWN_ROPE.get(text.get("model_type", ""), {})
+    spelled |= {own_names[key]: value for key, value in spelled.items() if key in own_names}
+    return {**spelled, **legacy}
 
 
 def _scrubbed(value: Any) -> Any:

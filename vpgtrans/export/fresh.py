@@ -80,7 +80,7 @@ class StockProcess:
             "name": sample.name,
             "image": str(image),
             "input_ids": sample.batch.input_ids[0].tolist(),
-            "answer_ids": sample.answer_ids,
+            "scored_ids": sample.scored_ids,
             "text": None if spelled else self.usage.text(sample.text or ""),
         }
 

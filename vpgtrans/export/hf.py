@@ -110,13 +110,13 @@ def export_hf(
     size = sum(entry.nbytes for shard in shards for entry in shard)
     need_space(folder.parent, size + _SMALL_FILES_BYTES, f"Exporting to {folder}")
     usage = find_usage(encoder, texts)
-    stored = str(language.dtype).removeprefix("torch.")
+    stored = language.dtype_name
     lineage = Lineage.of(ported, source, target, stored, {entry.dtype for entry in vision})
     lines = loading_lines(folder.name, usage, encoder, max_new_tokens)
     with written_whole(folder) as partial:
         with progress.task("writing the model", total=size, unit="B") as task:
             write_shards(partial, shards, task)
-        _write_configs(partial, ported, target, encoder, stored)
+        _write_configs(partial, ported, target, encoder, language)
         save_processor(partial, ported.tokenizer, ported.image_processor, ported.image_token_id, usage)
         atomic_write_text(partial / CARD_FILE, model_card(lineage, encoder, usage, lines, facts or {}))
         atomic_write_json(partial / MARKER, _marker(lineage, encoder, usage, cast, language))
@@ -163,7 +163,7 @@ def vpg_entries(
 
 
 def _write_configs(
-    folder: Path, ported: Ported, target: ModelFiles, encoder: PromptEncoder, dtype: str
+    folder: Path, ported: Ported, target: ModelFiles, encoder: PromptEncoder, language: LanguagePart
 ) -> None:
     own = target.config()
     config = export_config(
@@ -173,7 +173,8 @@ def _write_configs(
         ported.image_token_id,
         encoder.stop_ids,
         ported.tokenizer,
-        dtype,
+        language.dtype_name,
+        language.tied,
     )
     atomic_write_json(folder / "config.json", config)
     atomic_write_json(folder / "generation_config.json", generation_config(config["text_config"]))

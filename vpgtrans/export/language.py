@@ -31,6 +31,13 @@ class LanguagePart:
     """Of most of its weights: what the whole model is reloaded in."""
     streamed: bool
     """Whether tensors come from files."""
+    tied: bool
+    """Whether head and input table are written as one tensor."""
+
+    @property
+    def dtype_name(self) -> str:
+        """The dtype as ``config.json`` spells it."""
+        return str(self.dtype).removeprefix("torch.")
 
 
 def language_part(
@@ -54,7 +61,7 @@ def language_part(
         entries = [
             memory_entry(prefix + name, _loaded(name, tensor), dtype) for name, tensor in state.items()
         ]
-        return LanguagePart(entries, dtype or _main_dtype(entries), streamed=False)
+        return LanguagePart(entries, dtype or _main_dtype(entries), False, _is_tied(llm, entries, prefix))
     infos = _without_copies(infos, [names for names, _ in groups])
     longer = {
         name: tensor
@@ -66,7 +73,7 @@ def language_part(
         infos, longer = _without_short_tables(infos, state, longer)
     entries = [file_entry(prefix + name, info, dtype) for name, info in infos.items()]
     entries += [memory_entry(prefix + name, _loaded(name, tensor), own) for name, tensor in longer.items()]
-    return LanguagePart(entries, own, streamed=True)
+    return LanguagePart(entries, own, True, _is_tied(llm, entries, prefix))
 
 
 def _tied_groups(llm: PreTrainedModel) -> list[tuple[list[str], Tensor]]:
@@ -123,24 +130,40 @@ def _without_copies(
 def _without_short_tables(
     infos: Mapping[str, TensorInfo], state: Mapping[str, Tensor], longer: Mapping[str, Tensor]
 ) -> tuple[dict[str, TensorInfo], dict[str, Tensor]]:
-    """Drop the files' tables that were made longer in memory, heads under an older name among them.
+    """Put tables that were made longer in memory in the place of the files' shorter ones.
+
+    A head under an older name (GPT-NeoX: ``embed_out``) keeps that name, which every transformers reads.
 
     Returns:
         What is still read from files, and what comes from memory instead.
     """
     rows = {(infos[name].shape[0], tensor.shape[0]) for name, tensor in longer.items()}
     short, long = zip(*rows, strict=True)
-    kept = {
-        name: info
-        for name, info in infos.items()
-        if name not in longer and (name in state or not info.shape or info.shape[0] not in short)
-    }
-    absent = {
-        name: tensor
+    old_names = [
+        name for name, info in infos.items() if name not in state and info.shape and info.shape[0] in short
+    ]
+    unnamed = [
+        name
         for name, tensor in state.items()
         if name not in infos and tensor.shape and tensor.shape[0] in long
-    }
-    return kept, {**longer, **absent}
+    ]
+    written_as = old_names if len(old_names) == len(unnamed) else unnamed
+    names = dict(zip(unnamed, written_as, strict=True))
+    kept = {name: info for name, info in infos.items() if name not in longer and name not in old_names}
+    return kept, {**longer, **{written: state[name] for name, written in names.items()}}
+
+
+def _is_tied(llm: PreTrainedModel, entries: Sequence[Entry], prefix: str) -> bool:
+    """Tell whether the head is the input table in what is written.
+
+    Configs may say "tied" of two different tensors (mT5 and flan-T5 do in transformers 5).
+    """
+    head, table = llm.get_output_embeddings(), llm.get_input_embeddings()
+    if head is None or head.weight is not table.weight:
+        return False
+    written = {entry.name for entry in entries}
+    state = llm.state_dict(keep_vars=True)
+    return sum(prefix + name in written for name, tensor in state.items() if tensor is table.weight) <= 1
 
 
 def _same_bytes(left: TensorInfo, right: TensorInfo) -> bool:

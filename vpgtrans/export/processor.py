@@ -68,6 +68,8 @@ def _patch_tokenizer_config(path: Path, tokenizer: PreTrainedTokenizerBase) -> N
     if values.get("tokenizer_class") == _TOKENIZER_5X:
         values["tokenizer_class"] = _TOKENIZER_4X
         values.pop("backend", None)
+    if isinstance(values.get("extra_special_tokens"), list):  # 4.x wants a dict here; 5.x reads both names
+        values["additional_special_tokens"] = values.pop("extra_special_tokens")
     values["processor_class"] = PROCESSOR_CLASS
     values["padding_side"] = "left"
     if tokenizer.pad_token is None and tokenizer.eos_token is not None:

@@ -5,6 +5,7 @@ Shapes: T tokens of prompt and answer (encoder-decoder: of the answer alone), V 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ class Sample:
     name: str
     batch: Batch
     answer_ids: list[int]
+    scored_ids: list[int]
+    """The answer up to an image token, which an untrained model may utter and no model can read back."""
     logits_TV: Tensor
     text: str | None
     """The prompt as a user writes it; None where training shortened it."""
@@ -49,10 +52,11 @@ def own_answers(
         for number, (record, text) in enumerate(pairs):
             batch = collator([(record, text)], for_generation=True).to(device)
             ids = trainee.generate(batch, max_new_tokens, _stop_ids(trainee, encoder))[0]
-            logits_TV = _logits(trainee, batch, ids).float().cpu()
+            scored = list(takewhile(lambda token: token != encoder.image_token_id, ids))
+            logits_TV = _logits(trainee, batch, scored).float().cpu()
             shortened = is_cut(encoder, batch.input_ids[0].tolist())
             prompt = None if shortened else prompt_text(encoder, text)
-            samples.append(Sample(str(number), batch, ids, logits_TV, prompt, record.image.open()))
+            samples.append(Sample(str(number), batch, ids, scored, logits_TV, prompt, record.image.open()))
     finally:
         llm.set_attn_implementation(attention)
         modes.apply()

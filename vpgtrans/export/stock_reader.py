@@ -70,7 +70,7 @@ def _answer(
     inputs = processor(**call)
     pixels = inputs["pixel_values"].to(request["device"])
     prompt = torch.tensor([sample["input_ids"]], device=request["device"])
-    answer = torch.tensor([sample["answer_ids"]], device=request["device"])
+    answer = torch.tensor([sample["scored_ids"]], device=request["device"])
     if model.config.is_encoder_decoder:
         start = model.config.text_config.decoder_start_token_id
         begin = torch.tensor([[start]], device=request["device"])
