@@ -31,12 +31,13 @@ from vpgtrans.demo.scenes import COLOURS, PLACES, SHAPES, SIDE, SIZES, Scene, Te
 TEMPLATE = "question: {prompt} answer: {answer}"
 """How a question stands before its answer; ``recipes/demo.yaml`` says the same."""
 NUM_QUERIES = 8
+PATCH = 8
 WIDTH = 128
 """Of ViT and Q-Former."""
-PICTURES = 64
+PICTURES = 32
 """Pictures a step."""
-SEEING_STEPS, SPEAKING_STEPS = 700, 700
-SEEING_RATE, SPEAKING_RATE = 2e-3, 1e-3
+SEEING_STEPS, SPEAKING_STEPS = 3000, 1500
+SEEING_RATE, SPEAKING_RATE = 1e-3, 1e-3
 SEED = 5
 
 
@@ -44,7 +45,7 @@ def vision_config() -> Blip2VisionConfig:
     """Return the config of the demo's ViT."""
     return Blip2VisionConfig(
         hidden_size=WIDTH, intermediate_size=3 * WIDTH, num_hidden_layers=4, num_attention_heads=4,
-        image_size=SIDE, patch_size=8, initializer_range=WIDTH**-0.5,
+        image_size=SIDE, patch_size=PATCH, initializer_range=WIDTH**-0.5,
     )  # fmt: skip
 
 
@@ -68,10 +69,13 @@ class VPG(nn.Module):
             part.set_attn_implementation("eager")  # its backward is twice as fast as sdpa's here
         self.query_tokens = nn.Parameter(0.02 * torch.randn(1, NUM_QUERIES, WIDTH))
 
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Turn pixels (B, 3, SIDE, SIDE) into (B, NUM_QUERIES, WIDTH)."""
-        vision = self.vision_model(pixel_values=pixels).last_hidden_state
-        queries = self.query_tokens.expand(len(pixels), -1, -1)
+    def vision(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Turn pixels (B, 3, SIDE, SIDE) into (B, 1 + P, WIDTH), class token first."""
+        return self.vision_model(pixel_values=pixels).last_hidden_state
+
+    def ask(self, vision: torch.Tensor) -> torch.Tensor:
+        """Let the queries read the vision encoder's output: (B, NUM_QUERIES, WIDTH)."""
+        queries = self.query_tokens.expand(len(vision), -1, -1)
         return self.qformer(query_embeds=queries, encoder_hidden_states=vision).last_hidden_state
 
 
@@ -124,29 +128,57 @@ def pixels_of(scenes: list[Scene]) -> torch.Tensor:
 
 
 class Heads(nn.Module):
-    """Throw-away heads that name size, colour, shape of each thing and where they are."""
+    """Throw-away heads: what the queries say of the whole picture, and the patches of what covers them."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.choices = [
-            (*SIZES, "none"), (*COLOURS, "none"), (*SHAPES, "none"), (*SIZES, "none"), (*COLOURS, "none"),
-            (*SHAPES, "none"), (*PLACES, "left of", "above"),
-        ]  # fmt: skip
-        self.linear = nn.Linear(width, sum(len(choice) for choice in self.choices))
+        kinds = ((*SIZES, "none"), (*COLOURS, "none"), (*SHAPES, "none"))
+        self.kinds = kinds
+        self.choices = (*kinds, *kinds, (*PLACES, "left of", "above"))
+        self.queries = nn.Linear(NUM_QUERIES * WIDTH, sum(len(choice) for choice in self.choices))
+        self.patches = nn.Linear(WIDTH, sum(len(kind) for kind in kinds))
 
-    def loss(self, outputs: torch.Tensor, scenes: list[Scene]) -> tuple[torch.Tensor, float]:
-        """Return the mean cross entropy over the seven names and the share of right ones."""
-        logits = (
-            self.linear(outputs.flatten(1)).float().split([len(choice) for choice in self.choices], dim=1)
-        )
+    def loss(
+        self, patches: torch.Tensor, queries: torch.Tensor, scenes: list[Scene]
+    ) -> tuple[torch.Tensor, float]:
+        """Return the loss over all names, and the share of the whole picture's names that are right.
+
+        Args:
+            patches: (B, P, WIDTH), the vision encoder's output without its class token.
+            queries: (B, NUM_QUERIES, WIDTH).
+            scenes: What is in the pictures.
+        """
         losses, right = [], 0.0
-        for choice, part, names in zip(
-            self.choices, logits, zip(*map(_names, scenes), strict=True), strict=True
-        ):
-            labels = torch.tensor([choice.index(name) for name in names])
+        logits = self.queries(queries.flatten(1)).float().split([len(each) for each in self.choices], dim=1)
+        names = zip(*map(_names, scenes), strict=True)
+        for choice, part, wanted in zip(self.choices, logits, names, strict=True):
+            labels = torch.tensor([choice.index(name) for name in wanted])
             losses.append(nn.functional.cross_entropy(part, labels))
             right += (part.argmax(1) == labels).float().mean().item() / len(self.choices)
-        return torch.stack(losses).mean(), right
+        covered = _patch_labels(scenes, self.kinds)
+        parts = self.patches(patches).float().split([len(kind) for kind in self.kinds], dim=2)
+        dense = [
+            nn.functional.cross_entropy(part.transpose(1, 2), covered[..., place])
+            for place, part in enumerate(parts)
+        ]
+        return torch.stack(losses).mean() + torch.stack(dense).sum(), right
+
+
+def _patch_labels(scenes: list[Scene], kinds: tuple[tuple[str, ...], ...]) -> torch.Tensor:
+    """Return size, colour and shape of the thing whose box holds each patch's centre: (B, P, 3)."""
+    centres = torch.arange(SIDE // PATCH) * PATCH + PATCH / 2
+    labels = torch.tensor([len(kind) - 1 for kind in kinds]).repeat(
+        len(scenes), len(centres), len(centres), 1
+    )
+    for picture, scene in zip(labels, scenes, strict=True):
+        for thing in scene.things:
+            across = (centres[None, :] - thing.x).abs() < thing.radius + 2
+            down = (centres[:, None] - thing.y).abs() < thing.radius + 2
+            names = (thing.size, thing.colour, thing.shape)
+            picture[across & down] = torch.tensor(
+                [kind.index(n) for kind, n in zip(kinds, names, strict=True)]
+            )
+    return labels.flatten(1, 2)
 
 
 def _names(scene: Scene) -> tuple[str, ...]:
@@ -181,13 +213,14 @@ def speaking_loss(
 def train_seeing(folder: Path, seconds: float) -> bool:
     """First step: the VPG learns to name what it sees."""
     torch.manual_seed(SEED)
-    trained = nn.ModuleDict({"vpg": VPG(), "heads": Heads(NUM_QUERIES * WIDTH)})
+    trained = nn.ModuleDict({"vpg": VPG(), "heads": Heads()})
     folder.mkdir(parents=True, exist_ok=True)
 
     def loss_of(step: int) -> tuple[torch.Tensor, float]:
         scenes = [make_scene(f"seeing/{step}/{number}") for number in range(PICTURES)]
         with torch.autocast("cpu", torch.bfloat16):
-            return trained["heads"].loss(trained["vpg"](pixels_of(scenes)), scenes)
+            vision = trained["vpg"].vision(pixels_of(scenes))
+            return trained["heads"].loss(vision[:, 1:], trained["vpg"].ask(vision), scenes)
 
     return train("seeing", trained, loss_of, SEEING_STEPS, SEEING_RATE, folder / "seeing.pt", seconds)
 
@@ -205,8 +238,10 @@ def train_speaking(llm_folder: Path, folder: Path, seconds: float) -> bool:
     def loss_of(step: int) -> tuple[torch.Tensor, float]:
         scenes = [make_scene(f"speaking/{step}/{number}") for number in range(PICTURES)]
         with torch.autocast("cpu", torch.bfloat16):
-            prompts = speaker.language_projection(speaker.vpg(pixels_of(scenes)))
-            loss = speaking_loss(llm, tokenizer, prompts.float(), [texts(each) for each in scenes])
+            prompts = speaker.language_projection(speaker.vpg.ask(speaker.vpg.vision(pixels_of(scenes))))
+            loss = speaking_loss(
+                llm, tokenizer, prompts.float(), [texts(each, questions=2) for each in scenes]
+            )
         return loss, loss.item()
 
     done = train("speaking", speaker, loss_of, SPEAKING_STEPS, SPEAKING_RATE, folder / "speaking.pt", seconds)

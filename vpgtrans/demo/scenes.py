@@ -120,8 +120,8 @@ def texts(scene: Scene, questions: int = 4) -> list[Text]:
 
 def _thing(rng: random.Random, shape: str, colour: str, place: str) -> Thing:
     size = rng.choice(tuple(SIZES))
-    x, y = (share * SIDE + rng.uniform(-2.5, 2.5) for share in PLACES[place])
-    return Thing(size, colour, shape, place, round(x, 2), round(y, 2), SIZES[size] + rng.uniform(-0.8, 0.8))
+    x, y = (share * SIDE + rng.uniform(-1.0, 1.0) for share in PLACES[place])
+    return Thing(size, colour, shape, place, round(x, 2), round(y, 2), SIZES[size] + rng.uniform(-0.4, 0.4))
 
 
 def _tint(rng: random.Random, level: int) -> int:
