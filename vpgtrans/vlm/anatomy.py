@@ -105,6 +105,7 @@ def inspect_model(files: ModelFiles) -> Anatomy:
 
     Raises:
         CheckpointError: files are missing, truncated or corrupt.
+        PortabilityError: a VLM class whose parts are not known here.
     """
     config = files.config()
     infos = tensor_infos(files)

@@ -169,7 +169,7 @@ def _refusal(model_type: str, reason: str) -> str:
     examples = "llama, qwen3, gemma3_text, opt, t5"
     return (
         f"model type '{model_type}' cannot take a ported VPG: {reason}; "
-        f"{len(TESTED_TARGETS)} types can, such as {examples} (docs: portability)"
+        f"{len(TESTED_TARGETS)} types can, such as {examples}"
     )
 
 
