@@ -32,10 +32,15 @@ Pick = random.Random
 _ARTICLE = re.compile(r"\ba (?=[aeiou])")
 
 
-def documents(seed: str) -> Iterator[str]:
-    """Yield documents without end; another seed gives another sample of the same world."""
+def documents(seed: str, *, reading: bool = False) -> Iterator[str]:
+    """Yield documents without end; another seed gives another sample of the same world.
+
+    Args:
+        seed: Of the sample.
+        reading: Only texts whose answers stand in the text itself, to learn to look things up.
+    """
     rng = Pick(seed)
-    kinds, weights = zip(*_DOCUMENTS, strict=True)
+    kinds, weights = zip(*(_READING if reading else _DOCUMENTS), strict=True)
     while True:
         yield _ARTICLE.sub("an ", rng.choices(kinds, weights)[0](rng))
 
@@ -359,4 +364,8 @@ _DOCUMENTS: tuple[tuple[Callable[[Pick], str], float], ...] = (
     (repetition, 0.1),
     (fact, 0.23),
     (story, 0.12),
+)
+_READING: tuple[tuple[Callable[[Pick], str], float], ...] = (
+    (description_with_questions, 0.9),
+    (repetition, 0.1),
 )

@@ -28,8 +28,10 @@ POOL = 128
 """Documents drawn at once and sorted by length, so that little is padded."""
 BATCH = 32
 """Documents a step."""
-PROSE_WEIGHT = 0.3
-"""Weight of a token outside an answer."""
+READING_STEPS = 1200
+"""The first steps, in which an LLM learns to look things up in a text; then come all kinds of texts."""
+READING_WEIGHT, PROSE_WEIGHT = 0.05, 0.3
+"""Weight of a token outside an answer, in the first steps and after them."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,12 @@ class LLMSpec:
 
 
 SOURCE = LLMSpec(
-    "source-llm", seed=11, vocab_size=1500, steps=2400, learning_rate=3e-3, tokenizer="bpe",
+    "source-llm", seed=11, vocab_size=1500, steps=3000, learning_rate=3e-3, tokenizer="bpe",
     shape={"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4},
 )  # fmt: skip
 TARGET = LLMSpec(
-    "target-llm", seed=23, vocab_size=1300, steps=2400, learning_rate=3e-3, tokenizer="metaspace",
-    shape={"hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 6},
+    "target-llm", seed=23, vocab_size=1300, steps=3000, learning_rate=3e-3, tokenizer="metaspace",
+    shape={"hidden_size": 160, "intermediate_size": 640, "num_hidden_layers": 4, "num_attention_heads": 5},
 )  # fmt: skip
 
 
@@ -124,9 +126,10 @@ def train_llm(spec: LLMSpec, folder: Path, seconds: float) -> bool:
         pool, place = divmod(step, POOL // BATCH)
         if pool not in pools:
             pools.clear()
-            pools[pool] = token_batches(tokenizer, f"{spec.seed}/train/{pool}")
+            pools[pool] = token_batches(tokenizer, f"{spec.seed}/train/{pool}", reading=step < READING_STEPS)
         ids, labels = pools[pool][place]
-        loss = text_loss(model, ids, labels, answer_weights(ids, labels, marks))
+        around = READING_WEIGHT if step < READING_STEPS else PROSE_WEIGHT
+        loss = text_loss(model, ids, labels, answer_weights(ids, labels, marks, around))
         return loss, loss.item()
 
     done = train(spec.name, model, loss_of, spec.steps, spec.learning_rate, folder / "state.pt", seconds)
@@ -135,9 +138,13 @@ def train_llm(spec: LLMSpec, folder: Path, seconds: float) -> bool:
     return done
 
 
-def token_batches(tokenizer: PreTrainedTokenizerFast, seed: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def token_batches(
+    tokenizer: PreTrainedTokenizerFast, seed: str, *, reading: bool = False
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Return ids and labels of a seed's documents; they start at position 0 and end with EOS."""
-    texts = [text.rstrip(" ") + tokenizer.eos_token for text in islice(documents(seed), POOL)]
+    texts = [
+        text.rstrip(" ") + tokenizer.eos_token for text in islice(documents(seed, reading=reading), POOL)
+    ]
     rows = sorted(tokenizer(texts, truncation=True, max_length=128)["input_ids"], key=len)
     batches = []
     for start in range(0, POOL, BATCH):
@@ -154,15 +161,18 @@ def answer_marks(tokenizer: PreTrainedTokenizerFast) -> tuple[int, int]:
     return opened, tokenizer("red\n")["input_ids"][-1]
 
 
-def answer_weights(ids: torch.Tensor, labels: torch.Tensor, marks: tuple[int, int]) -> torch.Tensor:
+def answer_weights(
+    ids: torch.Tensor, labels: torch.Tensor, marks: tuple[int, int], around: float
+) -> torch.Tensor:
     """Weigh the tokens: 1 in answers, which the text before tells, and less where words are drawn by lot.
 
     Args:
         ids: (B, T).
         labels: (B, T); -100 gets no weight.
         marks: From :func:`answer_marks`.
+        around: Weight of a token outside an answer.
     """
-    weights = torch.full(ids.shape, PROSE_WEIGHT)
+    weights = torch.full(ids.shape, around)
     answering = torch.zeros(len(ids), dtype=torch.bool)
     for place in range(2, ids.shape[1]):
         answering |= ids[:, place - 2] == marks[0]
