@@ -1,4 +1,4 @@
-"""The whole transfer on a tiny world: files, equality with stock transformers, frozen LLM, resume, refusals."""
+"""The whole transfer on a tiny world: files, stock equality, frozen LLM, resume, refusals."""
 
 import json
 import shutil
@@ -15,14 +15,33 @@ from vpgtrans.recipe import Recipe, load_recipe
 from vpgtrans.transfer.align import convert, fuse
 from vpgtrans.transfer.pipeline import TransferResult, run_one_stage, run_transfer
 
-RUN_FILES = {
-    "recipe.resolved.yaml", "plan.json", "converter.safetensors", "converter.json", "projector-init.safetensors",
-    "projector-init.json", "metrics.jsonl", "result.json", "README.md", "plots/loss.png", "warmup/result.json",
-    "warmup/final/trainable.safetensors", "warmup/final/state.json", "finetune/result.json",
-    "finetune/final/trainable.safetensors", "finetune/final/state.json", "model/config.json",
-    "model/model.safetensors.index.json", "model/tokenizer.json", "model/README.md",
-    "evaluation/zero-step/samples.jsonl", "evaluation/warmup/samples.jsonl", "evaluation/finetune/samples.jsonl",
-}  # fmt: skip
+RUN_FILES = set(
+    """
+    recipe.resolved.yaml
+    plan.json
+    converter.safetensors
+    converter.json
+    projector-init.safetensors
+    projector-init.json
+    metrics.jsonl
+    result.json
+    README.md
+    plots/loss.png
+    warmup/result.json
+    warmup/final/trainable.safetensors
+    warmup/final/state.json
+    finetune/result.json
+    finetune/final/trainable.safetensors
+    finetune/final/state.json
+    model/config.json
+    model/model.safetensors.index.json
+    model/tokenizer.json
+    model/README.md
+    evaluation/zero-step/samples.jsonl
+    evaluation/warmup/samples.jsonl
+    evaluation/finetune/samples.jsonl
+    """.split()
+)
 
 
 def files_of(folder: Path) -> set[str]:
@@ -159,6 +178,47 @@ def test_a_killed_transfer_ends_bit_identical(
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     assert losses_of(tmp_path / "run") == losses_of(finished.folder)
+
+
+def test_export_without_loading_the_llm_writes_the_same_weights(
+    finished: TransferResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import vpgtrans.vlm.llm
+    from vpgtrans.transfer.standalone import export_run
+
+    def refuse(*args: object) -> None:
+        raise AssertionError("the LLM was loaded")
+
+    monkeypatch.setattr(vpgtrans.vlm.llm, "load_llm", refuse)
+    monkeypatch.setattr("vpgtrans.vlm.assemble.load_llm", refuse)
+    export_run(finished.folder, tmp_path / "model", verify=False)
+    ours, theirs = weights_of(tmp_path / "model"), weights_of(finished.model)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_an_unfinished_run_is_not_exported(finished: TransferResult, tmp_path: Path) -> None:
+    from vpgtrans.transfer.standalone import export_run
+
+    with pytest.raises(RunFolderError, match="is no run folder"):
+        export_run(tmp_path, None)
+    shutil.copytree(finished.folder, tmp_path / "run")
+    (tmp_path / "run/finetune/result.json").unlink()
+    with pytest.raises(RunFolderError, match="stage 'finetune' is not finished"):
+        export_run(tmp_path / "run", None)
+
+
+def test_evaluate_takes_the_prompt_of_the_run(finished: TransferResult, world: Path, tmp_path: Path) -> None:
+    from vpgtrans.recipe import DataSource, Evaluation
+    from vpgtrans.transfer.standalone import evaluate_model
+
+    source = DataSource(path=str(world.parent / "test/data.jsonl"))
+    facts = evaluate_model(str(finished.folder), source, Evaluation(max_new_tokens=4), tmp_path)
+    assert facts["loss"] == pytest.approx(finished.evaluations["finetune"]["loss"], rel=1e-6)
+    assert facts["template"] == "Question: {prompt} Answer: {answer}"
+    samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert len(samples) == 12
+    assert samples[0].keys() >= {"prompt", "answer", "generated", "references"}
 
 
 def test_step_by_step_equals_transfer(finished: TransferResult, world: Path, tmp_path: Path) -> None:

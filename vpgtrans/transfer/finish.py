@@ -69,7 +69,12 @@ def evaluate_at(context: Context, moment: str) -> dict[str, Any]:
 
 
 def export_model(
-    context: Context, facts: dict[str, Any], folder: Path | None = None, *, verify: bool | None = None
+    context: Context,
+    facts: dict[str, Any],
+    folder: Path | None = None,
+    *,
+    verify: bool | None = None,
+    weights: Sequence[Path] | None = None,
 ) -> dict[str, Any]:
     """Write the stock model folder and check it in a fresh process.
 
@@ -78,6 +83,7 @@ def export_model(
         facts: what the model card says about it (``export.card.model_card``).
         folder: where to; None: ``RUN/model``.
         verify: None: as the recipe says.
+        weights: files of trained tensors, for a run that was not loaded (``export.light``).
 
     Returns:
         Size, dtype, the lines that load it, and what the fresh process found.
@@ -100,6 +106,7 @@ def export_model(
         facts=facts,
         texts=[text for _, text in pairs],
         max_new_tokens=recipe.evaluation.max_new_tokens,
+        weights=weights,
         progress=context.progress,
     )
     here = [line.replace(f'"{report.folder.name}"', f'"{report.folder}"') for line in report.lines]

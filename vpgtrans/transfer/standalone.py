@@ -1,6 +1,7 @@
 """Evaluate any model, and export a run again: steps that stand outside the pipeline."""
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -96,10 +97,39 @@ def export_run(
             f"{run}: stage '{unfinished[0]}' is not finished; run `vpgtrans transfer` to its end first"
         )
     context = Context(recipe, folder, progress)
+    facts = card_facts_of(folder, recipe)
+    if not verify:
+        light = _export_light(context, facts, out)
+        if light is not None:
+            return light
     install_projector(context)
     for stage in recipe.stages:
         _load_stage(context, folder.stage(stage.name))
-    return export_model(context, card_facts_of(folder, recipe), out, verify=verify)
+    return export_model(context, facts, out, verify=verify)
+
+
+def _export_light(context: Context, facts: dict[str, Any], out: Path | None) -> dict[str, Any] | None:
+    """Export from file to file, no model in memory; None where that cannot be (GGUF, folded, resized)."""
+    from safetensors.torch import load_file, save_file
+
+    from vpgtrans.export.light import empty_port
+    from vpgtrans.vlm.family import part_parameters
+
+    ported = empty_port(context.source_files, context.target_files)
+    if ported is None:
+        return None
+    context.ported = ported
+    folder = context.folder
+    names = {
+        name.rsplit(".", 1)[1]: name for name in part_parameters(ported.family, ported.model)["projector"]
+    }
+    with tempfile.TemporaryDirectory() as place:
+        # the stages' files carry full names already
+        first = Path(place) / "projector-init.safetensors"
+        initial = load_file(folder.projector_init)
+        save_file({names[key]: tensor for key, tensor in initial.items()}, first)
+        stages = [folder.stage(s.name) / "final" / "trainable.safetensors" for s in context.recipe.stages]
+        return export_model(context, facts, out, verify=False, weights=[first, *stages])
 
 
 def _load_stage(context: Context, stage: Path) -> None:
