@@ -109,13 +109,17 @@ def test_leaving_early_leaves_no_thread():
         (0.2, None, 1),
         (0.6, None, 3),
         (2.01, None, 11),
-        (2.2, None, 11),
         (None, 8, 8),
     ],
 )
 def test_steps_of_a_stage(epochs, max_steps, expected):
     assert steps_of(order(), epochs, max_steps) == expected
     assert StepBatches(order(), collator(), epochs=epochs, max_steps=max_steps).num_steps == expected
+
+
+def test_a_fraction_of_an_epoch_is_not_rounded_up_by_float_error():
+    assert 1.1 * 10 > 11  # 11.000000000000002
+    assert steps_of(order(batch=2), 1.1, None) == 11
 
 
 @pytest.mark.parametrize("both", [{}, {"epochs": 1, "max_steps": 1}])
