@@ -15,33 +15,15 @@ from vpgtrans.recipe import Recipe, load_recipe
 from vpgtrans.transfer.align import convert, fuse
 from vpgtrans.transfer.pipeline import TransferResult, run_one_stage, run_transfer
 
-RUN_FILES = set(
-    [
-        "recipe.resolved.yaml",
-        "plan.json",
-        "converter.safetensors",
-        "converter.json",
-        "projector-init.safetensors",
-        "projector-init.json",
-        "metrics.jsonl",
-        "result.json",
-        "README.md",
-        "plots/loss.png",
-        "warmup/result.json",
-        "warmup/final/trainable.safetensors",
-        "warmup/final/state.json",
-        "finetune/result.json",
-        "finetune/final/trainable.safetensors",
-        "finetune/final/state.json",
-        "model/config.json",
-        "model/model.safetensors.index.json",
-        "model/tokenizer.json",
-        "model/README.md",
-        "evaluation/zero-step/samples.jsonl",
-        "evaluation/warmup/samples.jsonl",
-        "evaluation/finetune/samples.jsonl",
-    ]
-)
+RUN_FILES = {
+    "recipe.resolved.yaml", "plan.json", "converter.safetensors", "converter.json", "projector-
+    init.safetensors", "projector-init.json", "metrics.jsonl", "result.json", "README.md",
+    "plots/loss.png", "warmup/result.json", "warmup/final/trainable.safetensors",
+    "warmup/final/state.json", "finetune/result.json", "finetune/final/trainable.safetensors",
+    "finetune/final/state.json", "model/config.json", "model/model.safetensors.index.json",
+    "model/tokenizer.json", "model/README.md", "evaluation/zero-step/samples.jsonl",
+    "evaluation/warmup/samples.jsonl", "evaluation/finetune/samples.jsonl",
+}  # fmt: skip
 
 
 def files_of(folder: Path) -> set[str]:
