@@ -16,8 +16,8 @@ from vpgtrans.transfer.align import convert, fuse
 from vpgtrans.transfer.pipeline import TransferResult, run_one_stage, run_transfer
 
 RUN_FILES = {
-    "recipe.resolved.yaml", "plan.json", "converter.safetensors", "converter.json", "projector-
-    init.safetensors", "projector-init.json", "metrics.jsonl", "result.json", "README.md",
+    "recipe.resolved.yaml", "plan.json", "converter.safetensors", "converter.json",
+    "projector-init.safetensors", "projector-init.json", "metrics.jsonl", "result.json", "README.md",
     "plots/loss.png", "warmup/result.json", "warmup/final/trainable.safetensors",
     "warmup/final/state.json", "finetune/result.json", "finetune/final/trainable.safetensors",
     "finetune/final/state.json", "model/config.json", "model/model.safetensors.index.json",
