@@ -118,8 +118,8 @@ def test_steps_of_a_stage(epochs, max_steps, expected):
 
 
 def test_a_fraction_of_an_epoch_is_not_rounded_up_by_float_error():
-    assert 1.1 * 10 > 11  # 11.000000000000002
-    assert steps_of(order(batch=2), 1.1, None) == 11
+    assert 2.2 * 25 > 55  # 55.00000000000001
+    assert steps_of(order(batch=2, images=25), 2.2, None) == 55
 
 
 @pytest.mark.parametrize("both", [{}, {"epochs": 1, "max_steps": 1}])
