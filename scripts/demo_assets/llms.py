@@ -63,9 +63,9 @@ TARGET = LLMSpec(
 )  # fmt: skip
 
 
-def make_tokenizer(spec: LLMSpec) -> PreTrainedTokenizerFast:
-    """Train a tokenizer on the LLM's own texts; neither puts a BOS in front."""
-    texts = islice(documents(f"{spec.seed}/tokenizer"), 30_000)
+def make_tokenizer(spec: LLMSpec, count: int = 30_000) -> PreTrainedTokenizerFast:
+    """Train a tokenizer on so many of the LLM's own texts; neither tokenizer puts a BOS in front."""
+    texts = islice(documents(f"{spec.seed}/tokenizer"), count)
     if spec.tokenizer == "bpe":
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
