@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 
 from tests.transfer.world import make_world
-from vpgtrans.errors import PreflightError, RunFolderError
+from vpgtrans.errors import DataError, PreflightError, RunFolderError
 from vpgtrans.recipe import Recipe, load_recipe
 from vpgtrans.transfer.align import convert, fuse
 from vpgtrans.transfer.pipeline import TransferResult, run_one_stage, run_transfer
@@ -234,6 +234,21 @@ def test_a_foreign_folder_is_left_alone(world: Path, tmp_path: Path) -> None:
     with pytest.raises(PreflightError, match=r"already holds other files \(thesis.txt\)"):
         run_transfer(load_recipe(str(world)), tmp_path)
     assert files_of(tmp_path) == {"thesis.txt"}
+
+
+def test_unreadable_images_are_found_before_the_converter_is_fitted(world: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(world.parent / "train", data)
+    (data / "3.png").write_bytes(b"not a picture")
+    sets = [{"path": str(data / "data.jsonl")}]
+    recipe = changed(load_recipe(str(world)), data={"train": sets})
+    with pytest.raises(DataError, match=r"1 of 12"):
+        run_transfer(recipe, tmp_path / "run")
+    assert not (tmp_path / "run/converter.safetensors").exists()
+    allowed = changed(recipe, data={"train": sets, "max_unreadable": 0.1}, stages=[])
+    result = run_transfer(allowed, tmp_path / "other")
+    assert result.model.is_dir()
+    assert "3.png" in (tmp_path / "other/data/unreadable-train.json").read_text()
 
 
 def test_a_converter_of_other_models_is_refused(

@@ -104,6 +104,17 @@ class Context:
             self._mixes[data] = self._load(name, data.train, data.max_unreadable)
         return self._mixes[data]
 
+    def load_data(self) -> None:
+        """Read all sets and decode every image once, before anything expensive.
+
+        Raises:
+            DataError: if more images are unreadable than ``data.max_unreadable`` allows.
+        """
+        for data in (self.recipe.data, *(stage.data for stage in self.recipe.stages if stage.data)):
+            if data.train:
+                self.mix(data)
+        self.validation, self.test  # noqa: B018  (loaded by being looked at)
+
     @cached_property
     def validation(self) -> list[Item]:
         """The validation pairs in which loss is measured during training."""

@@ -67,6 +67,7 @@ def run_transfer(recipe: Recipe, out: Path, progress: Progress = SILENT) -> Tran
     folder = RunFolder(out)
     preflight(recipe, folder, progress)
     context = Context(recipe, folder, progress)
+    context.load_data()
     facts = convert(recipe, out, progress, context=context) if needs_converter(recipe) else None
     projector = fuse(recipe, out, progress, context=context)
     install_projector(context)
@@ -107,6 +108,7 @@ def run_one_stage(recipe: Recipe, out: Path, name: str, progress: Progress = SIL
         raise RecipeError(f"the recipe has no stage '{name}' (its stages: {', '.join(names) or 'none'})")
     preflight(recipe, folder, progress)
     context = Context(recipe, folder, progress)
+    context.load_data()
     install_projector(context)
     position = names.index(name)
     for before in recipe.stages[:position]:
