@@ -12,7 +12,7 @@ import random
 import sys
 import zipfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,21 +85,35 @@ def question_type(question: str) -> str:
     return "yes/no"
 
 
-def blind_baseline(train: Iterable[Line], test: Iterable[Line]) -> dict[str, float]:
-    """Score the guess that sees only the question: the majority training answer of its type.
+def same_question(question: str) -> str:
+    """Tell questions apart by their very words."""
+    return question
+
+
+def blind_baseline(
+    train: Iterable[Line], test: Iterable[Line], kind: Callable[[str], str] = question_type
+) -> dict[str, float]:
+    """Score the guess that sees only the question: the majority training answer of its kind.
+
+    Args:
+        train: Where the majorities come from.
+        test: What is scored.
+        kind: Which questions share a guess: :func:`question_type`, or :func:`same_question`, the
+            strongest guess that sees no image (easy-VQA's "is there not a red shape?" is mostly "yes").
+            A question whose kind has no training answer is counted as wrong.
 
     Returns:
         Exact match by question type, and ``all``.
     """
     seen: dict[str, Counter[str]] = defaultdict(Counter)
     for line in train:
-        seen[question_type(line.question)][line.answer] += 1
-    guess = {kind: answers.most_common(1)[0][0] for kind, answers in seen.items()}
+        seen[kind(line.question)][line.answer] += 1
+    guess = {name: answers.most_common(1)[0][0] for name, answers in seen.items()}
     hits: dict[str, list[bool]] = defaultdict(list)
     for line in test:
-        hits[question_type(line.question)].append(guess[question_type(line.question)] == line.answer)
+        hits[question_type(line.question)].append(guess.get(kind(line.question)) == line.answer)
     every = [hit for found in hits.values() for hit in found]
-    return {kind: sum(found) / len(found) for kind, found in sorted(hits.items())} | {
+    return {name: sum(found) / len(found) for name, found in sorted(hits.items())} | {
         "all": sum(every) / len(every)
     }
 
@@ -122,8 +136,10 @@ def build_set(name: str, assets: Assets) -> dict[str, Any]:
         raise DataError(
             f"{assets.downloads} has no {', '.join(missing)}: run benchmarks.real_llms.fetch first"
         )
-    packages = [assets.package(key) for key in keys]
-    return build_easy_vqa(*packages, folder) if name == "easy-vqa" else build_emoji(*packages, folder)
+    if name == "easy-vqa":
+        return build_easy_vqa(assets.package("easy-vqa"), folder)
+    noto, twemoji, fluent = (assets.package(key) for key in keys)
+    return build_emoji(noto, twemoji, fluent, folder)
 
 
 def main(words: Sequence[str] | None = None) -> int:

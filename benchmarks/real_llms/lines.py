@@ -28,6 +28,11 @@ def write_lines(path: Path, lines: Iterable[Line]) -> None:
     atomic_write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
+def read_lines(path: Path) -> list[Line]:
+    """Read what :func:`write_lines` wrote."""
+    return [Line(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
 def count_lines(splits: Mapping[str, Sequence[Line]]) -> dict[str, dict[str, int]]:
     """Count images and texts of every split."""
     return {

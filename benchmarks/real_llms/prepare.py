@@ -22,6 +22,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from benchmarks.real_llms.data import SET_PACKAGES, build_set
@@ -49,12 +50,7 @@ def steps(assets: Assets) -> list[Step]:
     gemma = tuple(key for key, package in PACKAGES.items() if package.gemma)
     terms = assets.model("gemma-3-270m") / Path(GEMMA_TERMS).name
     sets = [
-        Step(
-            name,
-            SET_PACKAGES[name],
-            assets.data(name) / "manifest.json",
-            lambda assets, progress, name=name: _make_set(name, assets, progress),
-        )
+        Step(name, SET_PACKAGES[name], assets.data(name) / "manifest.json", partial(_make_set, name))
         for name in SET_PACKAGES
     ]
     return [

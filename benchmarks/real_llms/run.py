@@ -16,8 +16,9 @@ random        VPG inherited, projector random, otherwise as ``ours``
 and moment. Everything goes through :func:`vpgtrans.transfer.pipeline.run_transfer`; an arm that is
 finished is read from its ``result.json``.
 
-Run: ``python -m benchmarks.real_llms.run all --root ROOT`` after ``fetch.py``, ``data.py`` and
-``source.py``; ``python -m benchmarks.real_llms.run report --root ROOT`` prints the tables.
+Run: ``python -m benchmarks.real_llms.run all --root ROOT`` after ``prepare.py``; then ``new-concept`` in
+the place of ``all`` measures the finished emoji arms on concepts that no training image shows, and
+``report`` prints the tables.
 """
 
 import argparse
@@ -26,8 +27,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.real_llms.measured import blind_table, evaluate_new_concepts, new_concept_table, versions
 from vpgtrans.console import Console
-from vpgtrans.recipe import Recipe, check_recipe
+from vpgtrans.recipe import Evaluation, Recipe, check_recipe
 from vpgtrans.transfer.pipeline import run_transfer
 
 LLMS = {"smollm2": "smollm2-135m", "gemma": "gemma-3-270m"}
@@ -200,7 +202,17 @@ def report(place: Place) -> str:
             continue
         title = f"### {task.name}, test set `{task.test}`"
         lines += [title, "", f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS), *rows, ""]
-    return "\n".join(lines)
+        runs = finished_runs(place, task)
+        if task.name == "easy-vqa":
+            lines += blind_table(place.root / "data" / task.name, runs)
+        lines += new_concept_table(runs, f"{task.name}-")
+    return "\n".join([*lines, versions()])
+
+
+def finished_runs(place: Place, task: Task) -> list[Path]:
+    """Return the run folders of finished arms that looked at the test data."""
+    folders = sorted(place.root.glob(f"runs/{task.name}-*"))
+    return [folder for folder in folders if (folder / "evaluation").is_dir() and _rows(folder, task)]
 
 
 def _rows(folder: Path, task: Task) -> list[str]:
@@ -230,12 +242,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["all", "report", *TASKS])
+    parser.add_argument("what", choices=["all", "new-concept", "report", *TASKS])
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--direction", choices=list(DIRECTIONS), action="append")
     asked = parser.parse_args()
     place, console = Place(asked.root), Console()
-    if asked.what == "report":
+    if asked.what == "new-concept":
+        emoji = TASKS["emoji"]
+        spec = Evaluation(batch_size=BATCH, max_new_tokens=emoji.max_new_tokens, max_texts=None)
+        evaluate_new_concepts(place.root / "data" / "emoji", finished_runs(place, emoji), spec, console)
+    if asked.what in ("new-concept", "report"):
         console.say(report(place))
         return
     tasks = list(TASKS) if asked.what == "all" else [asked.what]
