@@ -11,7 +11,7 @@ paper         the same with the authors' converter (caption pairs, cosine SGD), 
 random        VPG inherited, projector random, otherwise as ``ours``
 ============  =====================================================================================
 
-``ours`` and ``random`` choose the warm-up's learning rate among the same values by validation loss
+``ours`` and ``random`` choose the warm-up's learning rate among a few values by validation loss
 (warm-up alone, same pairs); ``paper`` takes the rate of ``ours``. Test data is looked at once an arm
 and moment. Everything goes through :func:`vpgtrans.transfer.pipeline.run_transfer`; an arm that is
 finished is read from its ``result.json``.
@@ -34,8 +34,8 @@ from vpgtrans.transfer.pipeline import run_transfer
 
 LLMS = {"smollm2": "smollm2-135m", "gemma": "gemma-3-270m"}
 DIRECTIONS = {"smollm2-gemma": ("smollm2", "gemma"), "gemma-smollm2": ("gemma", "smollm2")}
-RATES = (1e-3, 5e-3, 2e-2)
-"""Warm-up learning rates that ``ours`` and ``random`` choose from."""
+RATES = {"ours": (1e-3, 5e-3), "random": (1e-3, 5e-3, 2e-2)}
+"""Warm-up learning rates that the arms choose from; the random projector gets one more."""
 VPG_PARTS = ["qformer", "query_tokens", "vision_norm", "projector"]
 BATCH = 32
 COLUMNS = (
@@ -168,7 +168,7 @@ def best_rate(place: Place, task: Task, direction: str, arm: str, source: Path, 
     """Return the warm-up rate with the lowest validation loss; the test data is not looked at."""
     target = DIRECTIONS[direction][1]
     losses = {}
-    for rate in RATES:
+    for rate in RATES[arm]:
         result = run_arm(
             place, task, f"{direction}-{arm}-rate-{rate:g}", console, source=source, target=target,
             stages=port_stages(task, rate, warmup_alone=True), export={"verify": False}, blind=True,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedModel
 
 from vpgtrans.errors import DataError, ShapeError
 from vpgtrans.vlm.assemble import Ported
@@ -41,6 +41,7 @@ class Trainee:
         self.parts: Mapping[str, tuple[str, ...]] = part_parameters(ported.family, ported.model)
         ported.llm.requires_grad_(False)
         ported.llm.eval()
+        _fold_head_inputs(ported.llm)
         self._takes_logits_to_keep = "logits_to_keep" in inspect.signature(ported.llm.forward).parameters
 
     def to(self, device: torch.device | str) -> "Trainee":
@@ -167,6 +168,20 @@ class Trainee:
         if any(self.module.get_parameter(name).requires_grad for name in names):
             return nullcontext()
         return torch.no_grad()
+
+
+def _fold_head_inputs(llm: PreTrainedModel) -> None:
+    """Make the head's input contiguous, once per LLM.
+
+    transformers slices hidden states before the head (``generate`` keeps the last position). torch cannot
+    fold the batch of a slice into one matmul and copies the whole head once per row instead: 10 GB for a
+    batch of 32 and a vocabulary of 262,144. Nothing changes in the result.
+    """
+    head = llm.get_output_embeddings()
+    if head is None or getattr(head, "_vpgtrans_folds", False):
+        return
+    head.register_forward_pre_hook(lambda _, args: (args[0].contiguous(), *args[1:]))
+    head._vpgtrans_folds = True
 
 
 def _token_losses(logits_BTV: Tensor, labels_BT: Tensor) -> tuple[Tensor, int]:
