@@ -34,8 +34,8 @@ from vpgtrans.transfer.pipeline import run_transfer
 
 LLMS = {"smollm2": "smollm2-135m", "gemma": "gemma-3-270m"}
 DIRECTIONS = {"smollm2-gemma": ("smollm2", "gemma"), "gemma-smollm2": ("gemma", "smollm2")}
-RATES = {"ours": (1e-3, 5e-3), "random": (1e-3, 5e-3, 2e-2)}
-"""Warm-up learning rates that the arms choose from; the random projector gets one more."""
+RATES = {"ours": (1e-3, 5e-3, 2e-2), "random": (1e-3, 5e-3, 2e-2)}
+"""Warm-up learning rates that the arms choose from."""
 VPG_PARTS = ["qformer", "query_tokens", "vision_norm", "projector"]
 BATCH = 32
 COLUMNS = (
