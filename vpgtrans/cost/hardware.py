@@ -96,7 +96,8 @@ def check_price(price: float | None) -> None:
     """
     if price is not None and not (math.isfinite(price) and 0 <= price <= MAX_PRICE):
         raise EstimateError(
-            f"--price-per-gpu-hour {price:g} is no price of a GPU-hour: give USD between 0 and {MAX_PRICE:,.0f}"
+            f"--price-per-gpu-hour {price:g} is no price of a GPU-hour: give USD between 0 "
+            f"and {MAX_PRICE:,.0f}"
         )
 
 

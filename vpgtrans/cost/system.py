@@ -67,7 +67,9 @@ def width_of(llm: Mapping[str, Any]) -> int:
 
     model_type = str(llm.get("model_type"))
     if model_type not in CONFIG_MAPPING:
-        raise PortabilityError(f"model type '{model_type}' is not known to transformers: nothing can be counted")
+        raise PortabilityError(
+            f"model type '{model_type}' is not known to transformers: nothing can be counted"
+        )
     return int(CONFIG_MAPPING[model_type]().hidden_size)
 
 

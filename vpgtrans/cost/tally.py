@@ -1,4 +1,4 @@
-"""Count what a computation would cost by running it on the meta device: no numbers, no memory, every operation.
+"""Count what a computation would cost by running it on the meta device: every operation, no numbers.
 
 FLOPs are torch's own formulas (``FlopCounterMode``). Beside them stand the bytes that each operation reads
 and writes, so that memory-bound work is not priced at peak, and the largest number of bytes that live at

@@ -1,7 +1,8 @@
 """How much of a GPU's peak training reaches: fitted on published runs, with its leave-one-out error.
 
-One number for all of them: the median (two runs lie far off, see docs/ESTIMATES.md) of the utilisations at which the time model (each operation at
-its peak or its bandwidth) gives each run its published hours. The band is the range of the middle of them.
+One number for all of them: the median (two runs lie far off, see docs/ESTIMATES.md) of the utilisations at
+which the time model (each operation at its peak or its bandwidth) gives each run its published hours. The
+band runs from their first to their last decile.
 """
 
 import math
@@ -53,15 +54,20 @@ class RunCheck:
         return self.predicted_hours / self.published_hours - 1
 
 
-@lru_cache(maxsize=1)
+def stored() -> Utilisation:
+    """Return the band as it was fitted last and committed (``tables/utilisation.yaml``)."""
+    return Utilisation(**table("utilisation"))
+
+
 def fitted() -> Utilisation:
-    """Return the band fitted on all published runs."""
+    """Fit the band on all published runs; some ten seconds."""
     checks = published_checks()
     implied = sorted(check.implied for check in checks)
     errors = [abs(check.error) for check in checks]
     source = (
         f"assumed: fitted on {len(checks)} published runs; leave-one-out error: median "
-        f"{statistics.median(errors):.0%}, {sum(error <= 0.3 for error in errors)} of {len(errors)} within 30 %"
+        f"{statistics.median(errors):.0%}, "
+        f"{sum(error <= 0.3 for error in errors)} of {len(errors)} within 30 %"
     )
     return Utilisation(_middle(implied), _quantile(implied, _BAND[0]), _quantile(implied, _BAND[1]), source)
 

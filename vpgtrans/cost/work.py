@@ -155,7 +155,9 @@ def _vision_width(system: System, vision: nn.Module | None) -> int:
 def _vision_cost(key: _Key, images: int, trained: bool) -> Tally:
     system, module = key.system, _vision(key)
     if module is None:
-        return Tally(Tally().ops + type(Tally().ops)({(system.vision_flops * images, 0, system.vpg_dtype): 1}))
+        return Tally(
+            Tally().ops + type(Tally().ops)({(system.vision_flops * images, 0, system.vpg_dtype): 1})
+        )
     size = int(system.vision.get("image_size", 224))
     module.requires_grad_(trained)
 
@@ -178,7 +180,11 @@ def _front_cost(key: _Key, work: Work) -> Tally:
     places = system.patches if system.vision else system.image_tokens
     upstream = "vision_encoder" in work.trained
     features = empty(
-        work.images, max(places, system.image_tokens), width, dtype=DTYPES[system.vpg_dtype], requires_grad=upstream
+        work.images,
+        max(places, system.image_tokens),
+        width,
+        dtype=DTYPES[system.vpg_dtype],
+        requires_grad=upstream,
     )
     graph = bool(work.trained.intersection((*VPG_PARTS, "projector")))
 
