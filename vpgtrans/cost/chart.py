@@ -20,7 +20,7 @@ def bar_chart(estimates: Sequence[Estimate], out_png: Path) -> Path:
     Returns:
         ``out_png``.
     """
-    figure = Figure(figsize=(9, 1.9 + 1.0 * len(estimates)), dpi=100, layout="constrained")
+    figure = Figure(figsize=(9, 2.2 + 1.0 * len(estimates)), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     places, labels = [], []
@@ -50,7 +50,7 @@ def bar_chart(estimates: Sequence[Estimate], out_png: Path) -> Path:
     axes.set_title("What the transfer costs, and what training from scratch would", loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.15)
-    axes.legend(loc="lower right", framealpha=0.9)
+    figure.legend(loc="outside lower center", ncol=4, frameon=False)
     out_png.parent.mkdir(parents=True, exist_ok=True)
     temporary = out_png.with_name(f".tmp-{os.getpid()}-{out_png.name}")
     figure.savefig(temporary, dpi=100, format="png")

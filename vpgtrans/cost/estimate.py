@@ -168,7 +168,8 @@ def require_fit(estimates: Sequence[Estimate]) -> None:
     raise EstimateError(
         f"stage '{plan.name}' does not fit {one.gpu.title} at batch 1: it needs {need:.1f} GB, there are "
         f"{one.gpu.memory_gb:g} GB; the smallest GPU that holds it: "
-        f"{smallest_fitting(one.system, plan)}; on this one it would with {what_to_turn_on(one.system, plan, one.gpu)}"
+        f"{smallest_fitting(one.system, plan)}; on this one it would "
+        f"with {what_to_turn_on(one.system, plan, one.gpu)}"
     )
 
 

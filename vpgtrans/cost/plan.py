@@ -202,7 +202,7 @@ def _with_given(lengths: Mapping[str, float | None], pairs: float | None) -> dic
     rest = pairs - known
     if (unknown and rest <= 0) or (not unknown and abs(rest) > 0.01 * pairs):
         raise EstimateError(
-            f"--pairs {pairs:,.0f} contradicts the recipe's own epochs and steps ({shown}: {known:,.0f} pairs)"
+            f"--pairs {pairs:,.0f} contradicts the recipe's own lengths ({shown}: {known:,.0f} pairs)"
             "; leave --pairs out, or change the stages with --set stages.NAME.max_steps=N"
         )
     return {name: rest / len(unknown) if length is None else length for name, length in lengths.items()}

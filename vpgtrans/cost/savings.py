@@ -1,7 +1,7 @@
 """What each way of not computing something twice saves, one row each.
 
-N soft-prompt tokens, t text tokens, K texts of one image: apart, the LLM reads K (N + t) tokens;
-with a shared prefix N + K t. Its body costs a a token and b a pair of tokens in attention, both read off three counts.
+N soft-prompt tokens, t text tokens, K texts of one image: apart, the LLM reads K (N + t) tokens; with a
+shared prefix N + K t. Its body costs a a token and b a pair of tokens in attention; three counts tell both.
 """
 
 from dataclasses import dataclass, replace
