@@ -119,8 +119,8 @@ Told, but with too little detail to compute:
 ## Runs of our own, with `--probe`
 
 Predicted: 20 steps of the real loop (`vpgtrans.transfer.probe`). Measured: the whole stage, checkpoints
-included, right after, in the same process and on whatever else the machine had to do; on a CPU memory is the peak
-of the process so far, so that its column says little.
+included, right after, in the same process and on whatever else the machine had to do; on a CPU memory is the
+peak of the process so far, so that its column says little.
 
 {_own(own)}
 """

@@ -1,4 +1,4 @@
-"""``vpgtrans estimate`` at the command line, its data statistics, its probe, and the ledger of ``transfer``."""
+"""``vpgtrans estimate`` at the command line: data statistics, probe, and the ledger of ``transfer``."""
 
 import json
 import sys
@@ -111,7 +111,7 @@ def test_data_that_is_here_is_tokenised_with_the_targets_tokenizer(world: Path) 
     assert any("measured: 24 texts of 12 images" in note for note in one.assumptions)
     assert any("24 texts with the target's tokenizer" in note for note in one.assumptions)
     assert [stage.pairs for stage in one.stages] == [24, 24]
-    assert 5 < one.plans[0].texts.logit_tokens < one.plans[0].texts.tokens < 64
+    assert 2 < one.plans[0].texts.logit_tokens < one.plans[0].texts.tokens < 64
     assert one.plans[0].images == 12
     assert one.plans[0].cached
 

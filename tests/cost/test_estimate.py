@@ -47,8 +47,8 @@ def system() -> System:
 
 def plan(**changes: Any) -> StagePlan:
     values: dict[str, Any] = {
-        "name": "finetune", "pairs": 1e6, "batch": 128, "micro_batch": 16, "trained": FINE_TUNED, "texts": TEXTS,
-        "images": 1e6,
+        "name": "finetune", "pairs": 1e6, "batch": 128, "micro_batch": 16, "trained": FINE_TUNED,
+        "texts": TEXTS, "images": 1e6,
     }  # fmt: skip
     return StagePlan(**{**values, **changes})
 
@@ -151,8 +151,9 @@ def test_hours_grow_with_pairs_and_scratch_is_speedup_times_as_much(system: Syst
 
 
 def test_small_batches_are_not_priced_at_peak(system: System) -> None:
-    small = estimate(ask(system, plan(micro_batch=1)), GPU, USE)
-    large = estimate(ask(system, plan(micro_batch=64)), GPU, USE)
+    half = replace(system, vpg_dtype="bfloat16")
+    small = estimate(ask(half, plan(micro_batch=1)), find_gpu("h100"), USE)
+    large = estimate(ask(half, plan(micro_batch=64)), find_gpu("h100"), USE)
     assert small.total.flops == pytest.approx(large.total.flops, rel=0.01)
     assert small.total.gpu_hours > 1.5 * large.total.gpu_hours
     assert small.memory_bound > large.memory_bound
@@ -219,7 +220,9 @@ def test_too_small_a_gpu_says_the_smallest_that_holds_it(system: System) -> None
     ):
         require_fit([one])
     assert smallest_fitting(system, plan()).endswith("(16 GB)")
-    assert what_to_turn_on(system, plan(), tiny).startswith("the frozen LLM in ")
+    assert what_to_turn_on(system, plan(), tiny).startswith("FSDP over 2")
+    llm = replace(system, llm=config_of("opt-6.7b")[0])
+    assert what_to_turn_on(llm, plan(), find_gpu("t4")).startswith("the frozen LLM in 8 bit (")
     assert "smaller LLM" in what_to_turn_on(system, plan(), find_gpu("tiny:10:1"))
     require_fit([one, estimate(ask(system), GPU, USE)])
     shared = estimate(ask(system), tiny, USE, gpus=8)

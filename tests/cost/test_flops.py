@@ -131,19 +131,39 @@ def test_one_and_two_layers_tell_the_rest() -> None:
             y = layer(y)
         model["head"](y)
 
-    assert len(equal_stacks(model)) == 1
+    assert [period for _, period in equal_stacks(model)] == [1]
     short, whole = tally_layers(model, run), tally(run)
     assert short.flops == whole.flops == 2 * 4 * (9 * 32 * 32 + 32 * 5)
     assert short.bytes_moved == whole.bytes_moved
     assert len(model["layers"]) == 9
 
 
-def test_layers_that_differ_are_all_counted() -> None:
+def stack_of(widths: list[int]) -> nn.Module:
     with torch.device("meta"):
-        stack = nn.Sequential(
-            nn.ModuleList([nn.Linear(8, 8) if n % 2 else nn.Linear(8, 8, bias=False) for n in range(6)])
-        )
-    assert equal_stacks(stack) == []
+        return nn.ModuleDict({"layers": nn.ModuleList(nn.Linear(8, 8, bias=width > 0) for width in widths)})
+
+
+def test_layers_that_differ_are_all_counted() -> None:
+    assert equal_stacks(stack_of([1, 1, 0, 1, 0, 0, 1])) == []
+    assert equal_stacks(stack_of([1, 1, 1])) == []  # too few to be worth it
+
+
+def test_layers_that_take_turns_are_counted_by_their_turns() -> None:
+    model = stack_of([1, 0] * 6)
+    assert [period for _, period in equal_stacks(model)] == [2]
+    x = torch.empty(4, 8, device="meta")
+
+    def run() -> None:
+        y = x
+        for layer in model["layers"]:
+            y = layer(y)
+
+    assert tally_layers(model, run).ops == tally(run).ops
+
+
+def test_a_first_layer_of_its_own_is_counted_once() -> None:
+    model = stack_of([0, 1, 1, 1, 1, 1])
+    assert [period for _, period in equal_stacks(model)] == [1]
 
 
 def test_low_rank_additions_are_counted_as_they_are() -> None:

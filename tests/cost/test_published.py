@@ -13,7 +13,7 @@ from vpgtrans.cost.work import sizes_of
 from vpgtrans.errors import CheckpointError, EstimateError, PortabilityError
 
 BILLIONS = {
-    "opt-125m": 0.125, "opt-2.7b": 2.65, "opt-6.7b": 6.66, "flan-t5-xl": 2.85, "flan-t5-xxl": 11.0,
+    "opt-125m": 0.125, "opt-2.7b": 2.65, "opt-6.7b": 6.66, "flan-t5-xl": 2.78, "flan-t5-xxl": 11.0,
     "llama-7b": 6.74, "llama-13b": 13.0, "vicuna-7b": 6.74, "llama-3-8b": 8.03, "llama-3-70b": 70.6,
     "mistral-7b": 7.24, "gpt-j-6b": 6.05,
 }  # fmt: skip

@@ -126,8 +126,11 @@ def _cost(key: _Key, work: Work) -> PassCost:
     if not work.cached:
         name = "vision encoder" if encoder_trained else "frozen vision encoder"
         parts[name] = _vision_cost(key, work.images, encoder_trained)
-    parts["Q-Former and projector"] = _front_cost(key, work)
-    parts["LLM"] = _llm_cost(key, work)
+    # neither text nor caching changes what the parts before the LLM do, nor images what the LLM does
+    parts["Q-Former and projector"] = _front_cost(key, Work(1, work.images, 1, 1, work.trained))
+    below = {"projector"} if work.trained - {"llm"} else set()
+    read = replace(work, images=1, cached=False, trained=frozenset(below | (work.trained & {"llm"})))
+    parts["LLM"] = _llm_cost(key, read)
     sizes = _sizes(key)
     trained = sizes.trained(work.trained)
     dtypes = {"llm": DTYPES[system.llm_dtype].itemsize}
@@ -152,6 +155,7 @@ def _vision_width(system: System, vision: nn.Module | None) -> int:
     return system.vision_width if vision is None else int(vision.config.hidden_size)  # type: ignore[union-attr, arg-type]
 
 
+@lru_cache(maxsize=256)
 def _vision_cost(key: _Key, images: int, trained: bool) -> Tally:
     system, module = key.system, _vision(key)
     if module is None:
@@ -170,6 +174,7 @@ def _vision_cost(key: _Key, images: int, trained: bool) -> Tally:
     return tally_layers(module, run)
 
 
+@lru_cache(maxsize=256)
 def _front_cost(key: _Key, work: Work) -> Tally:
     system = key.system
     width = _vision_width(system, _vision(key))
@@ -197,6 +202,7 @@ def _front_cost(key: _Key, work: Work) -> Tally:
     return tally_layers(front, run)
 
 
+@lru_cache(maxsize=256)
 def _llm_cost(key: _Key, work: Work) -> Tally:
     system, module = key.system, _llm(key)
     whole = "llm" in work.trained
