@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from vpgtrans.cost.chart import bar_chart
-from vpgtrans.cost.estimate import Estimate, Measured, Question, estimate, require_fit
+from vpgtrans.cost.estimate import estimate, require_fit
 from vpgtrans.cost.hardware import find_gpu
 from vpgtrans.cost.memory import (
     feature_bytes,
@@ -26,6 +26,7 @@ from vpgtrans.cost.plan import (
     stages_of_recipe,
 )
 from vpgtrans.cost.presets import config_of
+from vpgtrans.cost.results import Estimate, Measured, Question
 from vpgtrans.cost.savings import savings_of, sharing_factor
 from vpgtrans.cost.speedup import Speedup
 from vpgtrans.cost.system import System, ported_system

@@ -9,7 +9,8 @@ from vpgtrans.cli.options import JsonOption, SetOption
 from vpgtrans.console import Console
 
 if TYPE_CHECKING:
-    from vpgtrans.cost.estimate import Cost, Estimate
+    from vpgtrans.cost.results import Cost, Estimate
+    from vpgtrans.transfer.estimate import Asked
 
 OptionalRecipe = Annotated[
     str | None, typer.Argument(help="A recipe; without one give --source, --target and --pairs.")
@@ -61,9 +62,8 @@ def estimate(
 ) -> None:
     """Estimate a transfer's FLOPs, memory, GPU-hours and money; reads configs, never weights."""
     from vpgtrans.cost.plan import parse_pairs
-    from vpgtrans.errors import EstimateError
     from vpgtrans.recipe import load_recipe
-    from vpgtrans.transfer.estimate import Asked, run_estimate
+    from vpgtrans.transfer.estimate import Asked
 
     console = Console(json_only=as_json)
     loaded = load_recipe(recipe, overrides or ()) if recipe else None
@@ -79,19 +79,30 @@ def estimate(
         compare_to=compare_to,
         speedup=speedup,
     )
-    measured = None
-    if probe:
-        if loaded is None or named or source or gpu:
-            raise EstimateError(
-                "--probe measures a recipe on this machine: give a recipe, no --source, --target or --gpu"
-            )
-        measured = _probe(loaded, console)
+    run(console, asked, probe=probe, chart=chart)
+
+
+def run(console: Console, asked: "Asked", *, probe: bool, chart: Path | None) -> None:
+    """Estimate what was asked, and print it as tables or JSON.
+
+    Raises:
+        EstimateError: ``--probe`` with models or GPUs other than this machine's recipe.
+    """
+    from vpgtrans.errors import EstimateError
+    from vpgtrans.transfer.estimate import run_estimate
+    from vpgtrans.transfer.probe import run_probe
+
+    if probe and (asked.recipe is None or asked.targets or asked.source or asked.gpus):
+        raise EstimateError(
+            "--probe measures a recipe on this machine: give a recipe, no --source, --target or --gpu"
+        )
+    measured = run_probe(asked.recipe, console) if probe and asked.recipe else None
     estimates = run_estimate(asked, measured)
     if chart is not None:
         from vpgtrans.cost.chart import bar_chart
 
         bar_chart(estimates, chart)
-    if as_json:
+    if console.json_only:
         documents = [_document(one, len(estimates) > 1) for one in estimates]
         console.json(documents[0] if len(documents) == 1 else documents)
         return
@@ -180,9 +191,3 @@ def _cells(cost: "Cost") -> tuple[str, ...]:
 def _document(one: "Estimate", several: bool) -> dict[str, Any]:
     """The issue's shape; with several targets or GPUs each document says which it is."""
     return {"target": one.system.name, "gpu": one.gpu.name, **one.to_dict()} if several else one.to_dict()
-
-
-def _probe(recipe: Any, console: Console) -> Any:
-    from vpgtrans.transfer.probe import run_probe
-
-    return run_probe(recipe, console)

@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from vpgtrans.cost.estimate import Estimate
+from vpgtrans.cost.results import Estimate
 from vpgtrans.cost.words import amount
 
 COLOURS = ("#1f5fa8", "#2c8a4b", "#8a3f9e", "#7a6a1f")

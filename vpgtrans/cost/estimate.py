@@ -1,8 +1,7 @@
 """Price a plan on a GPU: FLOPs, hours with a band, money and memory, and training from scratch beside it."""
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 from vpgtrans.cost.hardware import Gpu
 from vpgtrans.cost.memory import (
@@ -16,97 +15,13 @@ from vpgtrans.cost.memory import (
     work_of,
 )
 from vpgtrans.cost.plan import StagePlan, with_pairs
+from vpgtrans.cost.results import Cost, Estimate, Measured, Question
 from vpgtrans.cost.savings import sharing_factor
-from vpgtrans.cost.speedup import Speedup
 from vpgtrans.cost.system import System
 from vpgtrans.cost.tally import Tally
 from vpgtrans.cost.utilisation import Utilisation
 from vpgtrans.cost.work import cost_of_pass, sizes_of
 from vpgtrans.errors import EstimateError
-
-
-@dataclass(frozen=True)
-class Cost:
-    """One line of the table: a stage, the total, or training from scratch."""
-
-    name: str
-    pairs: float
-    flops: float
-    gpu_hours: float
-    gpu_hours_low: float
-    gpu_hours_high: float
-    usd: float | None
-    peak_memory_gb: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON values."""
-        return {
-            "name": self.name,
-            "pairs": round(self.pairs),
-            "flops": self.flops,
-            "gpu_hours": self.gpu_hours,
-            "gpu_hours_low": self.gpu_hours_low,
-            "gpu_hours_high": self.gpu_hours_high,
-            "usd": self.usd,
-            "peak_memory_gb": self.peak_memory_gb,
-        }
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a probe measured here, in place of the band."""
-
-    seconds_per_pair: dict[str, tuple[float, float, float]]
-    """Stage -> (middle, low, high)."""
-    seconds_per_image: float
-    """Of the pass that stores vision features; 0 if none is stored."""
-    peak_memory_gb: dict[str, float]
-    device: str
-    steps: int
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Everything that is said of one target on one GPU."""
-
-    system: System
-    gpu: Gpu
-    gpus: int
-    stages: tuple[Cost, ...]
-    total: Cost
-    scratch: Cost
-    speedup: Speedup
-    memory: dict[str, Memory]
-    largest: dict[str, int]
-    cache_gb: float
-    memory_bound: float
-    """Share of the time spent waiting for memory or launches."""
-    assumptions: tuple[str, ...]
-    plans: tuple[StagePlan, ...] = field(repr=False, default=())
-    fits: bool = True
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the issue's JSON shape."""
-        return {
-            "stages": [stage.to_dict() for stage in self.stages],
-            "total": self.total.to_dict(),
-            "scratch": self.scratch.to_dict(),
-            "speedup": self.speedup.to_dict(),
-            "assumptions": list(self.assumptions),
-        }
-
-
-@dataclass(frozen=True)
-class Question:
-    """What is asked: models, stages, speed-up; on which GPU is said apart."""
-
-    system: System
-    plans: tuple[StagePlan, ...]
-    speedup: Speedup
-    scratch_name: str = "from scratch"
-    scratch_pairs: float | None = None
-    """Pairs from scratch, if a published row gives them; else speed-up times the transfer's."""
-    notes: tuple[str, ...] = ()
 
 
 def estimate(
@@ -283,8 +198,6 @@ class _Pricer:
 
 def _optimizer_step(parameters: int) -> Tally:
     """AdamW on so many float32 parameters: about ten operations, each reading and writing."""
-    from collections import Counter
-
     return Tally(Counter({(2 * parameters, 12 * parameters, "float32"): 10}))
 
 

@@ -1,6 +1,6 @@
 """An estimate in one paragraph that a manager could read."""
 
-from vpgtrans.cost.estimate import Cost, Estimate
+from vpgtrans.cost.results import Cost, Estimate
 
 
 def paragraph(one: Estimate) -> str:

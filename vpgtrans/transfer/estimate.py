@@ -19,7 +19,7 @@ from vpgtrans.transfer.probe import this_gpu
 from vpgtrans.weights.locate import locate_model
 
 if TYPE_CHECKING:
-    from vpgtrans.cost.estimate import Estimate, Measured, Question
+    from vpgtrans.cost.results import Estimate, Measured, Question
     from vpgtrans.data.prompts import PromptEncoder
     from vpgtrans.data.records import Record
 
@@ -96,7 +96,7 @@ def _targets(asked: Asked) -> Sequence[str | None]:
 
 
 def _question(asked: Asked, target: str | None) -> "Question":
-    from vpgtrans.cost.estimate import Question
+    from vpgtrans.cost.results import Question
 
     recipe = asked.recipe
     if recipe is not None:

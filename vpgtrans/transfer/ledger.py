@@ -10,7 +10,7 @@ from vpgtrans.transfer.folder import RunFolder
 from vpgtrans.weights.disk import atomic_write_text
 
 if TYPE_CHECKING:
-    from vpgtrans.cost.estimate import Estimate
+    from vpgtrans.cost.results import Estimate
     from vpgtrans.transfer.pipeline import TransferResult
 
 

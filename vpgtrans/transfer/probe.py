@@ -31,13 +31,13 @@ def run_probe(recipe: Recipe, progress: Progress = SILENT, steps: int = STEPS) -
         steps: optimizer steps a stage.
 
     Returns:
-        ``cost.estimate.Measured``.
+        ``cost.results.Measured``.
 
     Raises:
         VPGTransError: as a transfer, for models or data that cannot be used.
         EstimateError: the recipe has no stages.
     """
-    from vpgtrans.cost.estimate import Measured
+    from vpgtrans.cost.results import Measured
     from vpgtrans.training.loop import run_stage
 
     if not recipe.stages:
