@@ -147,6 +147,10 @@ def test_hours_grow_with_pairs_and_scratch_is_speedup_times_as_much(system: Syst
     assert one.total.usd == pytest.approx(4.10 * one.total.gpu_hours)
     row = estimate(replace(ask(system), scratch_pairs=7e6, scratch_name="row"), GPU, USE)
     assert (row.scratch.name, row.scratch.pairs) == ("row", 7e6)
+    paper = estimate(replace(ask(system), published="blip2-opt-6.7b"), GPU, USE).scratch
+    assert (paper.gpu_hours, paper.gpu_hours_low, paper.pairs) == (631.5, 631.5, 129e6)
+    newer = estimate(replace(ask(system), published="blip2-opt-6.7b"), find_gpu("h100"), USE).scratch
+    assert newer.gpu_hours_low < newer.gpu_hours < 400
     with pytest.raises(EstimateError, match="--gpus 0"):
         estimate(ask(system), GPU, USE, gpus=0)
 

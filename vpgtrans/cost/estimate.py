@@ -18,8 +18,9 @@ from vpgtrans.cost.plan import StagePlan, with_pairs
 from vpgtrans.cost.results import Cost, Estimate, Measured, Question
 from vpgtrans.cost.savings import sharing_factor
 from vpgtrans.cost.system import System
+from vpgtrans.cost.tables import table
 from vpgtrans.cost.tally import Tally
-from vpgtrans.cost.utilisation import Utilisation
+from vpgtrans.cost.utilisation import TimedRun, Utilisation
 from vpgtrans.cost.work import cost_of_pass, sizes_of
 from vpgtrans.errors import EstimateError
 
@@ -45,10 +46,13 @@ def estimate(
     pricer = _Pricer(question.system, gpu, utilisation, probe, gpus)
     stages = tuple(pricer.stage(plan) for plan in question.plans)
     last = question.plans[-1]
-    pairs = question.scratch_pairs
-    if pairs is None:
-        pairs = question.speedup.value * sum(plan.pairs for plan in question.plans)
-    scratch = pricer.stage(with_pairs(last, last.name, pairs), question.scratch_name)
+    if question.published is not None:
+        scratch = published_cost(question.published, gpu, utilisation)
+    else:
+        pairs = question.scratch_pairs
+        if pairs is None:
+            pairs = question.speedup.value * sum(plan.pairs for plan in question.plans)
+        scratch = pricer.stage(with_pairs(last, last.name, pairs), question.scratch_name)
     memory = {plan.name: pricer.memory[plan.name] for plan in question.plans}
     largest = {plan.name: pricer.largest[plan.name] for plan in question.plans}
     return Estimate(
@@ -67,6 +71,21 @@ def estimate(
         plans=question.plans,
         fits=all(largest.values()),
     )
+
+
+def published_cost(name: str, gpu: Gpu, utilisation: Utilisation) -> Cost:
+    """Return a published run's cost: its own hours on its own GPU, what the model says on another.
+
+    Its memory was not published: 0.
+    """
+    row = table("runs")["runs"][name]
+    run = TimedRun(row, gpu)
+    hours = [run.hours(use) for use in (utilisation.point, utilisation.high, utilisation.low)]
+    if row["gpu"] == gpu.name:
+        hours = [float(row["gpu_hours"])] * 3
+    middle, low, high = hours
+    usd = None if gpu.price is None else middle * gpu.price
+    return Cost(name, float(row["pairs"]), run.tflops * 1e12 * row["pairs"], middle, low, high, usd, 0.0)
 
 
 def require_fit(estimates: Sequence[Estimate]) -> None:

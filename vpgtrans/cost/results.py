@@ -91,4 +91,6 @@ class Question:
     scratch_name: str = "from scratch"
     scratch_pairs: float | None = None
     """Pairs from scratch, if a published row gives them; else speed-up times the transfer's."""
+    published: str | None = None
+    """A published run to stand against the transfer, by its name in ``runs.yaml``."""
     notes: tuple[str, ...] = ()

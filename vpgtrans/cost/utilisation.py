@@ -85,7 +85,7 @@ def published_checks(middle: Callable[[Sequence[float]], float] = median) -> tup
         middle: makes one utilisation of the other runs'.
     """
     rows = table("runs")["runs"]
-    timed = {name: _Timed(row) for name, row in rows.items()}
+    timed = {name: TimedRun(row) for name, row in rows.items()}
     implied = {name: one.implied() for name, one in timed.items()}
     checks = []
     for name, row in rows.items():
@@ -107,10 +107,10 @@ def published_checks(middle: Callable[[Sequence[float]], float] = median) -> tup
     return tuple(checks)
 
 
-class _Timed:
-    """A published run, counted."""
+class TimedRun:
+    """A published run, counted: as its authors ran it, at 16 bit."""
 
-    def __init__(self, row: dict[str, Any]) -> None:
+    def __init__(self, row: dict[str, Any], gpu: Gpu | None = None) -> None:
         from vpgtrans.cost.work import Work, cost_of_pass
 
         work = Work(
@@ -121,7 +121,7 @@ class _Timed:
             trained=frozenset(row["trained"]),
             checkpointing=bool(row.get("checkpointing", False)),
         )
-        self.gpu: Gpu = find_gpu(row["gpu"])
+        self.gpu: Gpu = gpu or find_gpu(row["gpu"])
         passes = int(row.get("passes", 1))
         self._cost = cost_of_pass(published_system(row), work).total
         self._passes = float(row["pairs"]) * passes / work.pairs
@@ -129,6 +129,7 @@ class _Timed:
         self.tflops = self._cost.flops / work.pairs * passes / 1e12
 
     def hours(self, utilisation: float) -> float:
+        """Return its GPU-hours at a utilisation."""
         return self.gpu.seconds(self._cost, utilisation) * self._passes / 3600
 
     def implied(self) -> float:

@@ -12,7 +12,7 @@ def paragraph(one: Estimate) -> str:
     cheaper = scratch.gpu_hours / total.gpu_hours if total.gpu_hours else 0.0
     text = (
         f"Porting the vision side to {one.system.name} takes about {_hours(total)} on {one.gpu.title}"
-        f"{_money(total)}, which is {clock} on {where}. Training the same model from scratch would take "
+        f"{_money(total)}, which is {clock} on {where}. {_against(one)} takes "
         f"about {_hours(scratch)}{_money(scratch)}, {cheaper:.1f} times as much; "
         f"that ratio rests on: {one.speedup.source}."
     )
@@ -21,7 +21,14 @@ def paragraph(one: Estimate) -> str:
     return f"{text} As it stands it does not fit this GPU; the notes say what to turn on."
 
 
+def _against(one: Estimate) -> str:
+    same = one.scratch.name == "from scratch"
+    return "Training the same model from scratch" if same else f"The published run {one.scratch.name}"
+
+
 def _hours(cost: Cost) -> str:
+    if cost.gpu_hours_low == cost.gpu_hours_high:
+        return f"{amount(cost.gpu_hours)} GPU-hours"
     band = f"between {amount(cost.gpu_hours_low)} and {amount(cost.gpu_hours_high)}"
     return f"{amount(cost.gpu_hours)} GPU-hours ({band})"
 

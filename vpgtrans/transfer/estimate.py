@@ -111,7 +111,8 @@ def _question(asked: Asked, target: str | None) -> "Question":
     plans, notes = _plans(asked, recipe, system)
     speedup, name, pairs = _against(asked, system, source, source_ref, target_ref, plans)
     notes = [f"configs: source {source_from}, target {target_from}", *notes]
-    return Question(system, tuple(plans), speedup, name, pairs, tuple(notes))
+    published = None if asked.compare_to == "scratch" else asked.compare_to
+    return Question(system, tuple(plans), speedup, name, pairs, published, tuple(notes))
 
 
 def _plans(asked: Asked, recipe: Recipe | None, system: System) -> tuple[list[StagePlan], list[str]]:
