@@ -11,6 +11,7 @@
     ├── ShapeError          two tensors meet at different widths
     ├── AlignmentError      the two vocabularies cannot be aligned
     ├── RunFolderError      an output folder belongs to something else, or a step is missing
+    ├── EstimateError       a cost cannot be estimated from what was given
     ├── SpaceError          not enough disk space
     ├── TrainingError       NaN, zero gradient, or a frozen weight that moved
     └── VerificationError   an exported model differs from the run's own
@@ -65,6 +66,10 @@ class AlignmentError(VPGTransError):
 
 class RunFolderError(VPGTransError):
     """An output folder belongs to another recipe, or the step before has not been run."""
+
+
+class EstimateError(VPGTransError):
+    """A cost cannot be estimated: unknown GPU or model, contradictory or absurd numbers."""
 
 
 class SpaceError(VPGTransError):

@@ -15,7 +15,7 @@ from vpgtrans.recipe import shipped_recipes
 
 COMMANDS = (
     "demo", "inspect", "transfer", "convert", "fuse", "warmup", "finetune", "evaluate", "export",
-    "preview-data", "recipes", "env",
+    "preview-data", "recipes", "env", "estimate",
 )  # fmt: skip
 
 

@@ -6,7 +6,18 @@ import sys
 
 import typer
 
-from vpgtrans.cli import data, demo, environment, evaluate, export, inspect, recipes, steps, transfer
+from vpgtrans.cli import (
+    data,
+    demo,
+    environment,
+    estimate,
+    evaluate,
+    export,
+    inspect,
+    recipes,
+    steps,
+    transfer,
+)
 from vpgtrans.console import Console
 from vpgtrans.errors import VPGTransError
 
@@ -21,6 +32,7 @@ app = typer.Typer(
 
 app.command("demo")(demo.demo)
 app.command("inspect")(inspect.inspect)
+app.command("estimate")(estimate.estimate)
 app.command("transfer")(transfer.transfer)
 app.command("convert")(steps.convert)
 app.command("fuse")(steps.fuse)

@@ -19,9 +19,11 @@ def transfer(
     as_json: JsonOption = False,
 ) -> None:
     """Port a VPG to a new LLM: convert, fuse, warm up, fine-tune, evaluate, export."""
+    from vpgtrans.cli.estimate import show_estimate
     from vpgtrans.cli.render import show_plan, show_result
     from vpgtrans.recipe import load_recipe
     from vpgtrans.transfer.folder import RunFolder
+    from vpgtrans.transfer.ledger import estimate_here, record
     from vpgtrans.transfer.pipeline import run_transfer
     from vpgtrans.transfer.preflight import preflight
 
@@ -30,5 +32,14 @@ def transfer(
     if dry_run:
         show_plan(console, preflight(loaded, RunFolder(Path(out)), console))
         return
+    guess = estimate_here(loaded, console)
+    if guess is not None:
+        show_estimate(console, guess)
     result = run_transfer(loaded, Path(out), console)
     show_result(console, result)
+    if guess is not None:
+        line = record(RunFolder(Path(out)), guess, result)
+        console.say(
+            f"Estimate against measured: {line['estimated_hours']:.4f} h estimated, "
+            f"{line['measured_hours']:.4f} h measured ({RunFolder(Path(out)).estimates.name})"
+        )

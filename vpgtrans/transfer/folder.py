@@ -31,6 +31,7 @@ class RunFolder:
         self.model = root / "model"
         self.card = root / "README.md"
         self.result = root / "result.json"
+        self.estimates = root / "estimates.jsonl"
 
     def stage(self, name: str) -> Path:
         """Return the folder of a stage."""
