@@ -12,6 +12,7 @@ from tests.vlm.batches import causal_batch, seq2seq_batch
 from tests.vlm.exact import float64_everywhere
 from tests.vlm.llms import LLMS, build_llm
 from vpgtrans.data.batches import Batch
+from vpgtrans.vlm.anatomy import inspect_model, plan_port
 from vpgtrans.vlm.assemble import Ported, assemble_port
 from vpgtrans.vlm.forward import Trainee
 from vpgtrans.vlm.llm_call import logits_at, packed_logits, sliding_window, token_losses
@@ -249,6 +250,19 @@ def test_alibi_is_a_matter_of_the_config() -> None:
     assert "conv" in str(
         unshared_reason({"model_type": "unheard", "layer_types": ["conv", "full_attention"]})
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("llama", "once for all texts"), ("mamba", "recurrent"), ("t5", "encoder")]
+)
+def test_inspect_says_it_before_anything_is_loaded(
+    name: str, said: str, saved_llm: Any, source: ModelFiles
+) -> None:
+    _, files = saved_llm(name)
+    anatomy = inspect_model(files)
+    assert said in anatomy.facts()["visual prefix"]
+    detail = plan_port(source, files).rows[-1][2]
+    assert ("sample" in detail or "once a text" in detail) == (name == "mamba")
 
 
 def test_a_window_of_an_untested_type_is_not_trusted(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:

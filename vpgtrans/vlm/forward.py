@@ -60,6 +60,11 @@ class Trainee:
         """Why the texts of an image do not share its soft prompt; None if they do."""
         return "prefix_sharing is off" if self.prefix_sharing == "off" else why_unshared(self.ported.llm)
 
+    @property
+    def pads_texts(self) -> bool:
+        """Whether a batch's texts are padded to the longest: then texts of like length belong together."""
+        return self.unshared is not None or bool(self.ported.llm.config.is_encoder_decoder)
+
     def to(self, device: torch.device | str) -> "Trainee":
         """Move the model."""
         self.module.to(device)

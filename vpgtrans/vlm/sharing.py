@@ -54,3 +54,14 @@ def unshared_reason(config: Mapping[str, Any]) -> str | None:
     if others:
         return f"it has layers other than attention ({', '.join(others)})"
     return None
+
+
+SHARED = "once for all texts of an image"
+
+
+def visual_prefix(config: Mapping[str, Any]) -> str:
+    """Say how often an LLM reads an image's soft prompt in training, by its config alone."""
+    reason = unshared_reason(config)
+    if reason is not None:
+        return f"once a text: {reason}"
+    return f"{SHARED} (encoder)" if config.get("is_encoder_decoder") else SHARED
