@@ -228,7 +228,7 @@ def test_logits_are_made_only_where_a_loss_is(sharing: Any, port: Port) -> None:
 def test_padding_is_told_by_the_mask(name: str, port: Port) -> None:
     """The LLM gets the mask as it is, and what stands on padding changes nothing."""
     ported = port(name)
-    trainee, batch = Trainee(ported), make_batch(ported)
+    trainee, batch = Trainee(ported, "off"), make_batch(ported)
     masks: list[torch.Tensor] = []
     ported.llm.register_forward_pre_hook(
         lambda module, args, kwargs: masks.append(kwargs["attention_mask"]), with_kwargs=True
@@ -237,6 +237,10 @@ def test_padding_is_told_by_the_mask(name: str, port: Port) -> None:
         loss = trainee.loss(batch)[0]
         batch.input_ids[batch.attention_mask == 0] = 99
         assert torch.equal(trainee.loss(batch)[0], loss)
+        packed = Trainee(ported)
+        shared = packed.loss(batch)[0]
+        batch.input_ids[batch.attention_mask == 0] = 7
+        assert torch.equal(packed.loss(batch)[0], shared)
     assert torch.equal(masks[0], batch.attention_mask)
     assert (batch.attention_mask == 0).any()
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from vpgtrans.vlm.llm import training_attention
 from vpgtrans.vlm.packing import PackedRows, additive, block_mask
 from vpgtrans.vlm.sharing import WINDOWED
 
@@ -61,7 +62,8 @@ def logits_at(llm: PreTrainedModel, places_P: Tensor, **inputs: Any) -> Tensor:
 
     handle = head.register_forward_pre_hook(select) if isinstance(head, nn.Module) else None
     try:
-        logits: Tensor = llm(**inputs, use_cache=False).logits
+        with training_attention(llm):
+            logits: Tensor = llm(**inputs, use_cache=False).logits
     finally:
         if handle is not None:
             handle.remove()

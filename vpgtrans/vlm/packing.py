@@ -10,6 +10,7 @@ Shapes: B texts, R rows, T tokens of a row, S segments (a prefix with its texts)
 logits are needed (several texts may continue from one place).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -24,8 +25,8 @@ IGNORED = -100
 """Label of a token without loss."""
 MAX_ROW_TOKENS = 512
 """An image whose texts need more is split over several rows, each with the prefix."""
-_QUADRATIC_TOKENS = 1536
-"""Length of a row at which its attention costs about as much as its other layers."""
+_QUADRATIC_TOKENS = 800
+"""Length of a row at which its attention costs about as much as its other layers (measured on CPU)."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,9 @@ def _segments(image: int, members: "list[_Member]", max_row_tokens: int) -> list
         tail = ids[len(prefix) :]
         if not segments or len(tail) > room:
             segments.append(_Segment(image, prefix, [], []))
-            room = max_row_tokens - len(prefix)
+            # repeated prefixes against longer rows: tokens per row at which a text's share is cheapest
+            cheapest = math.isqrt(len(prefix) * (len(prefix) + _QUADRATIC_TOKENS))
+            room = min(max_row_tokens - len(prefix), cheapest)
         segments[-1].tails.append(tail)
         segments[-1].targets.append(targets)
         room -= len(tail)
