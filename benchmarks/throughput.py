@@ -51,9 +51,28 @@ from vpgtrans.vlm.family import family_of
 from vpgtrans.vlm.forward import Trainee
 from vpgtrans.vlm.image_token import place_image_token
 
-WORDS = (  # noqa: SIM905
-    "a the red green small large dog cat man woman street table sits stands near with two on of in".split()
-)
+WORDS = [
+    "a",
+    "the",
+    "red",
+    "green",
+    "small",
+    "large",
+    "dog",
+    "cat",
+    "man",
+    "woman",
+    "street",
+    "table",
+    "sits",
+    "stands",
+    "near",
+    "with",
+    "two",
+    "on",
+    "of",
+    "in",
+]
 STAGES: dict[str, tuple[str, ...]] = {
     "warmup": ("projector",),
     "finetune": ("projector", "qformer", "query_tokens", "vision_norm"),
@@ -364,7 +383,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _line(row: dict[str, Any]) -> str:
     return (
         f"{row['llm']:>14} {row['stage']:>8} {row['texts_per_image']:>3} texts, "
-        f"{'cached' if row['cached'] else 'no cache':>8}: {row['pairs_per_s']:8.2f} pairs/s ({row['dtype']}), "
+        f"{'cached' if row['cached'] else 'no cache':>8}: "
+        f"{row['pairs_per_s']:8.2f} pairs/s ({row['dtype']}), "
         f"{row['ratio_vs_trainer']:5.2f} x Trainer, {row['ratio_vs_plain']:5.2f} x plain, "
         f"{100 * row['share_of_floor']:.0f} % of the floor"
     )

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -94,6 +95,56 @@ def test_loss_and_gradients_equal_those_of_separate_samples(name: str, port: Por
     assert Trainee(ported).unshared is None
     for seed in range(4):
         check_equal(ported, random_batch(ported, seed))
+
+
+@pytest.mark.parametrize("name", ["llama", "t5"])
+def test_packed_micro_batches_add_up_to_the_unpacked_batch(name: str, port: Port) -> None:
+    """Gradient accumulation: sums over any division of a batch, an image's texts apart or together."""
+    ported = port(name)
+    batch = random_batch(ported, 5)
+    with float64_everywhere():
+        wanted, number, wanted_grads, _ = loss_and_gradients(ported, batch, prefix_sharing="off")
+        parts = [part_of(batch, rows) for rows in torch.arange(number_of(batch)).split(3)]
+        found = [loss_and_gradients(ported, part) for part in parts]
+    assert len(parts) > 2
+    assert sum(count for _, count, _, _ in found) == number
+    torch.testing.assert_close(sum(total for total, _, _, _ in found), wanted, rtol=1e-10, atol=0)
+    scale = max(float(grad.abs().max()) for grad in wanted_grads)
+    for place, want in enumerate(wanted_grads):
+        got = sum(grads[place] for _, _, grads, _ in found)
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-10 * scale)
+
+
+def number_of(batch: Batch) -> int:
+    return len(batch.pair_ids)
+
+
+def part_of(batch: Batch, rows: Tensor) -> Batch:
+    return replace(
+        batch,
+        image_index=batch.image_index[rows],
+        input_ids=batch.input_ids[rows],
+        attention_mask=batch.attention_mask[rows],
+        labels=batch.labels[rows],
+        pair_ids=[batch.pair_ids[row] for row in rows.tolist()],
+    )
+
+
+@pytest.mark.parametrize(("dtype", "used"), [(torch.bfloat16, "eager"), (torch.float32, "sdpa")])
+def test_sixteen_bits_on_a_cpu_train_with_plain_attention_and_leave_the_llm_as_it_was(
+    dtype: torch.dtype, used: str
+) -> None:
+    llm = build_llm("llama").to(dtype)
+    seen: list[str] = []
+    llm.model.register_forward_pre_hook(lambda module, args: seen.append(module.config._attn_implementation))
+    ids = torch.tensor([[1, 5, 9]])
+    inputs = {"inputs_embeds": llm.get_input_embeddings()(ids), "attention_mask": torch.ones_like(ids)}
+    logits_at(llm, torch.tensor([1]), **inputs)
+    llm(**inputs)
+    assert seen == [used, "sdpa"]
+    llm.model.gradient_checkpointing = True
+    logits_at(llm, torch.tensor([1]), **inputs)
+    assert seen[-1] == "sdpa", "a layer that runs again in the backward pass must find the same attention"
 
 
 @pytest.mark.parametrize("name", ["gemma3_text", "mistral"])
