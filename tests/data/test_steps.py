@@ -2,12 +2,14 @@
 
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 
 from tests.data.builders import bpe_by_hand, encoder_of, mix_of, records
 from vpgtrans.data.batches import Collator, PairOrder
+from vpgtrans.data.records import TextPair
 from vpgtrans.data.steps import StepBatches, steps_of
 from vpgtrans.errors import DataError
 
@@ -44,6 +46,47 @@ def test_micro_batches_are_the_steps_pairs_in_order(prefetch, micro):
         assert [item[2] for item in batches.pairs_in(step)] == names
         sizes = {None: [4], 1: [1] * 4, 3: [3, 1], 4: [4]}[micro]
         assert [len(batch.pair_ids) for batch in made] == sizes
+
+
+def varied_mix():
+    """Nine images with three texts each, whose lengths differ from image to image."""
+    return mix_of(
+        [
+            replace(record, texts=tuple(TextPair("", "a " * (1 + (7 * n) % 9) + "b") for _ in record.texts))
+            for n, record in enumerate(records("v", 9, 3))
+        ]
+    )
+
+
+@pytest.mark.parametrize("by_length", [False, True])
+@pytest.mark.parametrize("micro", [3, 4, 7, 9])
+def test_texts_of_one_image_stay_together_in_one_forward_pass(by_length, micro):
+    chosen = PairOrder(varied_mix(), 9, texts_per_visit=None, seed=2)
+    batches = StepBatches(chosen, collator(), epochs=2, micro_batch_size=micro, by_length=by_length)
+    for step in range(batches.num_steps):
+        made = batches.micro_batches(step)
+        assert [set(batch.image_index.bincount().tolist()) for batch in made] == [{3}] * len(made)
+        assert max(len(batch.pair_ids) for batch in made) <= micro
+        names = sorted(name for batch in made for name in batch.pair_ids)
+        assert names == sorted(name for _, _, name in chosen.step(step))
+
+
+def test_more_texts_than_fit_are_cut():
+    chosen = PairOrder(varied_mix(), 9, texts_per_visit=None, seed=2)
+    batches = StepBatches(chosen, collator(), max_steps=1, micro_batch_size=2)
+    assert [len(batch.pair_ids) for batch in batches.micro_batches(0)] == [2, 1] * 3
+
+
+def test_sorting_by_length_saves_padding_and_is_the_same_at_every_call():
+    def padding(by_length):
+        chosen = PairOrder(varied_mix(), 27, seed=2)
+        batches = StepBatches(chosen, collator(), max_steps=1, micro_batch_size=9, by_length=by_length)
+        made = batches.micro_batches(0)
+        again = batches.micro_batches(0)
+        assert [batch.pair_ids for batch in made] == [batch.pair_ids for batch in again]
+        return sum(int((batch.attention_mask == 0).sum()) for batch in made)
+
+    assert padding(True) < 0.5 * padding(False)
 
 
 def test_prefetching_changes_nothing():

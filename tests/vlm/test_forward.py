@@ -1,6 +1,7 @@
 """The trainee's loss, gradients and generation are the stock class's own."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from tests.vlm.batches import causal_batch, embeds_of, prompt_batch, seq2seq_batch
+from tests.vlm.exact import float64_everywhere
 from vpgtrans.data.batches import Batch
 from vpgtrans.errors import DataError, ShapeError
 from vpgtrans.vlm.assemble import Ported, assemble_port
@@ -86,13 +88,13 @@ def test_loss_and_gradients_equal_the_stock_class(name: str, dtype: torch.dtype,
     parameters = train(trainee, *FINE_TUNE)
     seq2seq = ported.llm.config.is_encoder_decoder
 
-    stock = stock_output(ported, batch)
-    # transformers takes the causal loss in float32 always: the float64 reference starts from its logits
     exact = dtype == torch.float64
-    wanted = plain_loss(stock.logits, batch.labels, 0 if seq2seq else 1) if exact else stock.loss
-    wanted_grads = torch.autograd.grad(wanted, list(parameters.values()))
-    total, count = trainee.loss(batch)
-    grads = torch.autograd.grad(total / count, list(parameters.values()))
+    with float64_everywhere() if exact else nullcontext():
+        stock = stock_output(ported, batch)
+        wanted = plain_loss(stock.logits, batch.labels, 0 if seq2seq else 1) if exact else stock.loss
+        wanted_grads = torch.autograd.grad(wanted, list(parameters.values()))
+        total, count = trainee.loss(batch)
+        grads = torch.autograd.grad(total / count, list(parameters.values()))
 
     assert count == batch.num_supervised == (9 if seq2seq else 7)
     assert total.dtype == dtype
@@ -207,27 +209,26 @@ def test_frozen_parts_build_no_graph(
     assert trainee.soft_prompt(batch).requires_grad
 
 
-def test_logits_start_at_the_first_supervised_token(port: Port) -> None:
+@pytest.mark.parametrize("sharing", ["auto", "off"])
+def test_logits_are_made_only_where_a_loss_is(sharing: Any, port: Port) -> None:
     ported = port("llama")
-    trainee, batch = Trainee(ported), make_batch(ported)
-    widths: list[int] = []
-    ported.llm.lm_head.register_forward_hook(lambda module, args, output: widths.append(output.shape[1]))
-    batch.labels[2, :7] = -100  # leaves places 6.. of the second row and 7.. of the first
+    trainee, batch = Trainee(ported, sharing), make_batch(ported)
+    assert (trainee.unshared is None) == (sharing == "auto")
+    read: list[int] = []
+    ported.llm.lm_head.register_forward_hook(lambda module, args, output: read.append(output.shape[1]))
+    batch.labels[2, :7] = -100  # one label is left in the third row, whose other places are padding
     batch.labels[1, :6] = -100
-    with_cut = trainee.loss(batch)
-    assert widths == [batch.input_ids.shape[1] - 5]
-    trainee._takes_logits_to_keep = False
-    without_cut = trainee.loss(batch)
-    assert widths[1] == batch.input_ids.shape[1]
-    torch.testing.assert_close(with_cut[0], without_cut[0])
-    assert with_cut[1] == without_cut[1]
+    total, count = trainee.loss(batch)
+    assert count == 5
+    assert read == [count]
+    torch.testing.assert_close(total / count, stock_output(ported, batch).loss)
 
 
 @pytest.mark.parametrize("name", ["llama", "t5"])
 def test_padding_is_told_by_the_mask(name: str, port: Port) -> None:
     """The LLM gets the mask as it is, and what stands on padding changes nothing."""
     ported = port(name)
-    trainee, batch = Trainee(ported), make_batch(ported)
+    trainee, batch = Trainee(ported, "off"), make_batch(ported)
     masks: list[torch.Tensor] = []
     ported.llm.register_forward_pre_hook(
         lambda module, args, kwargs: masks.append(kwargs["attention_mask"]), with_kwargs=True
@@ -236,6 +237,10 @@ def test_padding_is_told_by_the_mask(name: str, port: Port) -> None:
         loss = trainee.loss(batch)[0]
         batch.input_ids[batch.attention_mask == 0] = 99
         assert torch.equal(trainee.loss(batch)[0], loss)
+        packed = Trainee(ported)
+        shared = packed.loss(batch)[0]
+        batch.input_ids[batch.attention_mask == 0] = 7
+        assert torch.equal(packed.loss(batch)[0], shared)
     assert torch.equal(masks[0], batch.attention_mask)
     assert (batch.attention_mask == 0).any()
 

@@ -7,6 +7,7 @@ ends, so that none is left behind; what it raises is raised where its step is as
 import math
 import threading
 from concurrent.futures import Future
+from itertools import groupby
 
 from vpgtrans.data.batches import Batch, Collator
 from vpgtrans.data.order import PairItem, PairOrder
@@ -23,6 +24,7 @@ class StepBatches:
         epochs: float | None = None,
         max_steps: int | None = None,
         micro_batch_size: int | None = None,
+        by_length: bool = False,
         prefetch: bool = True,
     ) -> None:
         """Plan a stage.
@@ -32,7 +34,10 @@ class StepBatches:
             collator: Makes batches of them.
             epochs: Length of the stage in epochs of ``order``; may be a fraction.
             max_steps: Length in optimizer steps; give one of the two.
-            micro_batch_size: Pairs of one forward pass; None: the whole step in one.
+            micro_batch_size: Pairs of one forward pass at most; None: the whole step in one. Texts of one
+                image that stand together stay together, if so many fit.
+            by_length: Sort a step's texts by length before they are cut into forward passes, which saves
+                padding. Pairs and gradient of a step stay the same.
             prefetch: Make the next step in a thread.
         """
         self.order = order
@@ -40,6 +45,7 @@ class StepBatches:
         self.num_steps = steps_of(order, epochs, max_steps)
         """Optimizer steps of the stage."""
         self.micro_batch_size = micro_batch_size or order.batch_size
+        self.by_length = by_length
         self.prefetch = prefetch
         self._ahead: tuple[int, Future[list[Batch]]] | None = None
 
@@ -72,15 +78,33 @@ class StepBatches:
         return future
 
     def _make(self, step: int) -> list[Batch]:
-        pairs = self.order.step(step)
-        parts = (
-            pairs[start : start + self.micro_batch_size]
-            for start in range(0, len(pairs), self.micro_batch_size)
-        )
+        visits = [
+            list(items) for _, items in groupby(self.order.step(step), key=lambda item: item[0].image.key)
+        ]
+        if self.by_length:
+            visits.sort(key=_length)
         return [
             self.collator([item[:2] for item in items], pair_ids=[item[2] for item in items])
-            for items in parts
+            for items in _forward_passes(visits, self.micro_batch_size)
         ]
+
+
+def _length(visit: list[PairItem]) -> int:
+    """Return how long the longest text of an image is, in characters."""
+    return max(len(text.prompt) + len(text.answer) for _, text, _ in visit)
+
+
+def _forward_passes(visits: list[list[PairItem]], most: int) -> list[list[PairItem]]:
+    """Cut a step into forward passes of at most so many pairs, between images where that is possible."""
+    passes: list[list[PairItem]] = []
+    for visit in visits:
+        for start in range(0, len(visit), most):
+            items = visit[start : start + most]
+            if passes and len(passes[-1]) + len(items) <= most:
+                passes[-1] += items
+            else:
+                passes.append(items)
+    return passes
 
 
 def steps_of(order: PairOrder, epochs: float | None, max_steps: int | None) -> int:

@@ -196,6 +196,8 @@ class Features(Section):
     cache: Literal["auto", "vision", "off"] = "auto"
     folder: str | None = None
     """Where cached features live; null: inside the run folder."""
+    prefix_sharing: Literal["auto", "off"] = "auto"
+    """``auto``: the LLM reads the soft prompt once for all texts of an image in a batch, if it can."""
 
 
 class Recipe(Section):

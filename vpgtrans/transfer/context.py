@@ -95,7 +95,10 @@ class Context:
         """The ported model as the training loop drives it."""
         from vpgtrans.vlm.forward import Trainee
 
-        return Trainee(self.ported)
+        trainee = Trainee(self.ported, self.recipe.features.prefix_sharing)
+        if trainee.unshared is not None:
+            self.progress.note(f"every text is trained as a sample of its own: {trainee.unshared}")
+        return trainee
 
     def mix(self, data: Data) -> Mix:
         """Return the training sets of a data section, unreadable images left out."""
@@ -236,6 +239,7 @@ class Context:
             epochs=stage.epochs,
             max_steps=stage.max_steps,
             micro_batch_size=stage.micro_batch_size,
+            by_length=self.trainee.pads_texts,
         )
 
 

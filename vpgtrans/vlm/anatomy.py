@@ -16,6 +16,7 @@ from vpgtrans.vlm.portability import (
 from vpgtrans.vlm.portability import (
     is_vlm as has_vision,
 )
+from vpgtrans.vlm.sharing import SHARED, visual_prefix
 from vpgtrans.weights.headers import TORCH_DTYPES, TensorInfo, tensor_infos
 from vpgtrans.weights.locate import ModelFiles
 
@@ -56,6 +57,8 @@ class Anatomy:
     llm_type: str
     embedding_scaled: str
     """Where the LLM scales its word embeddings."""
+    visual_prefix: str
+    """Whether all texts of an image share its soft prompt inside the LLM while training, or why not."""
     vocabulary_rows: int
     tokenizer_size: int | None
     image_token: str
@@ -74,6 +77,7 @@ class Anatomy:
             facts["projector"] = f"{self.vpg_width} -> {self.llm_width}"
         facts["LLM"] = f"{self.llm_type}, {self.llm_width} wide"
         facts["embedding space"] = self.embedding_scaled
+        facts["visual prefix"] = self.visual_prefix
         facts["vocabulary rows"] = self.vocabulary_rows
         facts["tokenizer size"] = "unknown" if self.tokenizer_size is None else self.tokenizer_size
         facts[IMAGE_TOKEN] = self.image_token
@@ -131,6 +135,7 @@ def inspect_model(files: ModelFiles) -> Anatomy:
         llm_width=llm_width,
         llm_type=llm_type,
         embedding_scaled=embedding_space(llm_type),
+        visual_prefix=visual_prefix(text),
         vocabulary_rows=rows,
         tokenizer_size=placeholder.tokenizer_size,
         image_token=_image_place(config, placeholder) if is_vlm else placeholder.text,
@@ -176,6 +181,8 @@ def _rows(here: Anatomy, there: Anatomy, target: ModelFiles) -> tuple[tuple[str,
     llm = there.parts[-1]
     note = target_note(target.config())
     detail = f"{there.llm_type}, {llm.parameters:,} parameters, {llm.dtype}; {there.embedding_scaled}"
+    if not there.visual_prefix.startswith(SHARED):
+        detail = f"{detail}; visual prefix {there.visual_prefix}"
     return (
         *inherited,
         ("projector", "converted and fused", widths),
