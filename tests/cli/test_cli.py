@@ -230,3 +230,71 @@ def test_preview_data_shows_what_carries_loss(cli, world: Path) -> None:
     code, out, _ = cli("preview-data", world, "--samples", 1)
     assert code == 0
     assert "carry loss" in out
+
+
+def test_evaluate_measures_a_stock_folder_and_saves_the_answers(
+    cli, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = world.parent / "test/data.jsonl"
+    code, out, err = cli(
+        "evaluate", world.parent / "source", "--data", data, "--template", "{prompt} {answer}",
+        "--layout", "image-bos-text", "--max-texts", 4, "--max-new-tokens", 3, "--json",
+    )  # fmt: skip
+    facts = json.loads(out)
+    assert code == 0, err
+    assert facts["num_texts"] == 4
+    assert facts["loss"] > 0
+    samples = Path(facts["samples"]).read_text().splitlines()
+    assert len(samples) == 4
+    code, out, err = cli("evaluate", world.parent / "target", "--data", data)
+    assert (code, out) == (1, "")
+    assert "VLM" in err
+
+
+def test_a_full_disk_is_said_before_training(cli, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shutil
+    from collections import namedtuple
+
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 5000, 5000))
+    code, out, err = cli("transfer", world, "--out", world.parent / "full")
+    assert (code, out) == (1, "")
+    assert "the exported model" in err
+    assert not (world.parent / "full").exists()
+
+
+def test_a_corrupt_shard_is_said_with_both_sizes(cli, world: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(world.parent / "target", tmp_path / "target")
+    shard = tmp_path / "target/model.safetensors"
+    size = shard.stat().st_size
+    shard.write_bytes(shard.read_bytes()[:-100])
+    code, out, err = cli(
+        "transfer",
+        with_changes(world, "cut", target={"model": str(tmp_path / "target")}),
+        "--out",
+        tmp_path / "r",
+    )
+    assert (code, out) == (1, "")
+    assert "model.safetensors" in err
+    assert f"{size:,}" in err or str(size) in err
+    assert f"{size - 100:,}" in err or str(size - 100) in err
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_text_without_supervised_tokens_is_found_before_training(cli, world: Path, tmp_path: Path) -> None:
+    rows = (world.parent / "train/data.jsonl").read_text().splitlines()
+    long = json.dumps({"image": "0.png", "question": "what " * 200, "answer": "red"})
+    data = world.parent / "train/long.jsonl"
+    data.write_text("\n".join([*rows, long]))
+    code, out, err = cli(
+        "transfer",
+        with_changes(world, "long", data={"train": [{"path": str(data)}]}),
+        "--out",
+        tmp_path / "r",
+    )
+    assert (code, out) == (1, "")
+    assert "1 of 25 texts cannot be trained on" in err
+    assert not (tmp_path / "r").exists()

@@ -21,7 +21,7 @@ def evaluate(
         str | None, typer.Option(help="image-bos-text | bos-image-text | image-text; default: the run's.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Where the report goes; default: beside the model.")
+        Path | None, typer.Option("--out", help="Where the report goes; default: runs/evaluation-MODEL-DATA.")
     ] = None,
     max_texts: Annotated[
         int | None, typer.Option(min=1, help="Use only so many texts, at even distances.")
@@ -38,4 +38,6 @@ def evaluate(
     console = Console(json_only=as_json)
     source = DataSource(path=data, images=images, split=split, template=template)
     spec = Evaluation(batch_size=batch_size, max_new_tokens=max_new_tokens, max_texts=max_texts)
-    show_evaluation(console, evaluate_model(model, source, spec, out, layout=layout, progress=console))
+    place = out or Path("runs") / f"evaluation-{Path(model).name}-{Path(data).stem}"
+    facts = evaluate_model(model, source, spec, place, layout=layout, progress=console)
+    show_evaluation(console, {**facts, "samples": str(place / "samples.jsonl")})
