@@ -1,12 +1,15 @@
 """``vpgtrans transfer``: everything, resumable."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vpgtrans.cli.options import JsonOption, OutOption, RecipeArgument, SetOption
 from vpgtrans.console import Console
+
+if TYPE_CHECKING:
+    from vpgtrans.cost.results import Estimate
 
 
 def transfer(
@@ -32,12 +35,17 @@ def transfer(
     if dry_run:
         show_plan(console, preflight(loaded, RunFolder(Path(out)), console))
         return
-    guess = estimate_here(loaded, console)
-    if guess is not None:
-        show_estimate(console, guess)
-    result = run_transfer(loaded, Path(out), console)
+    guesses: list[Estimate] = []
+
+    def announce() -> None:
+        guess = estimate_here(loaded, console)
+        if guess is not None:
+            guesses.append(guess)
+            show_estimate(console, guess)
+
+    result = run_transfer(loaded, Path(out), console, None if as_json else announce)
     show_result(console, result)
-    if guess is not None:
+    for guess in guesses:
         line = record(RunFolder(Path(out)), guess, result)
         console.say(
             f"Estimate against measured: {line['estimated_hours']:.4f} h estimated, "

@@ -1,6 +1,7 @@
 """The whole transfer: the steps in order, each skipped when its artefact is there."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,10 +55,18 @@ class TransferResult:
         }
 
 
-def run_transfer(recipe: Recipe, out: Path, progress: Progress = SILENT) -> TransferResult:
+def run_transfer(
+    recipe: Recipe, out: Path, progress: Progress = SILENT, announce: Callable[[], None] | None = None
+) -> TransferResult:
     """Port a VPG to a new LLM by a recipe: convert, fuse, train the stages, evaluate, export.
 
     Re-running the call on the same folder continues where it stopped; nothing finished is redone.
+
+    Args:
+        recipe: what to do.
+        out: the run folder.
+        progress: where to report.
+        announce: called once preflight has found nothing wrong, before anything expensive.
 
     Raises:
         VPGTransError: any of the tree in :mod:`vpgtrans.errors`; problems of the recipe, the
@@ -66,6 +75,8 @@ def run_transfer(recipe: Recipe, out: Path, progress: Progress = SILENT) -> Tran
     started = time.monotonic()
     folder = RunFolder(out)
     preflight(recipe, folder, progress)
+    if announce is not None:
+        announce()
     context = Context(recipe, folder, progress)
     context.load_data()
     facts = convert(recipe, out, progress, context=context) if needs_converter(recipe) else None
