@@ -54,11 +54,11 @@ class LLMSpec:
 
 
 SOURCE = LLMSpec(
-    "source-llm", seed=11, vocab_size=1500, steps=3000, learning_rate=3e-3, tokenizer="bpe",
+    "source-llm", seed=11, vocab_size=1500, steps=2200, learning_rate=3e-3, tokenizer="bpe",
     shape={"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4},
 )  # fmt: skip
 TARGET = LLMSpec(
-    "target-llm", seed=23, vocab_size=1300, steps=3000, learning_rate=3e-3, tokenizer="metaspace",
+    "target-llm", seed=23, vocab_size=1300, steps=2200, learning_rate=3e-3, tokenizer="metaspace",
     shape={"hidden_size": 160, "intermediate_size": 640, "num_hidden_layers": 4, "num_attention_heads": 5},
 )  # fmt: skip
 
