@@ -111,7 +111,7 @@ def test_a_finished_arm_is_not_run_again(ran, tmp_path):
     run.run_direction(place, task, "gemma-smollm2", QUIET)
     first = len(ran)
     run.run_direction(place, task, "gemma-smollm2", QUIET)
-    assert len(ran) == first == 9
+    assert len(ran) == first == 10
     (place.run("easy-vqa", "gemma-smollm2-random") / "result.json").unlink()
     run.run_direction(place, task, "gemma-smollm2", QUIET)
     assert [name for name, _ in ran[first:]] == ["easy-vqa-gemma-smollm2-random"]
@@ -128,11 +128,11 @@ def test_an_arm_that_breaks_off_stops_the_run_and_is_taken_up_again(ran, tmp_pat
     monkeypatch.setattr(run, "run_transfer", breaks)
     with pytest.raises(KeyboardInterrupt):
         run.run_direction(place, task, "smollm2-gemma", QUIET)
-    assert len(ran) == 4
+    assert len(ran) == 5
     monkeypatch.setattr(run, "run_transfer", whole)
     run.run_direction(place, task, "smollm2-gemma", QUIET)
-    assert ran[4][0] == "easy-vqa-smollm2-gemma-random-rate-0.005"
-    assert len({name for name, _ in ran}) == len(ran) == 9
+    assert ran[5][0] == "easy-vqa-smollm2-gemma-random-rate-0.005"
+    assert len({name for name, _ in ran}) == len(ran) == 10
 
 
 def test_the_rate_is_chosen_by_the_last_validation_loss(tmp_path, monkeypatch):
@@ -201,7 +201,7 @@ def test_all_is_both_tasks_in_both_directions(ran, tmp_path, monkeypatch, words)
     run.main()
     wanted = set(TASKS) if words == ["all"] else {"emoji"}
     assert {task for task in TASKS if any(name.startswith(task) for name, _ in ran)} == wanted
-    assert len(ran) == 18 * len(wanted)
+    assert len(ran) == 20 * len(wanted)
 
 
 def test_new_concepts_are_measured_on_the_emoji_arms_that_are_done(ran, tmp_path, monkeypatch, capsys):

@@ -112,12 +112,12 @@ def _score_source(recipe: Recipe, folder: Path, progress: Progress) -> dict[str,
     from vpgtrans.transfer.standalone import evaluate_model
 
     file = folder / "evaluation.json"
-    if file.is_file():
-        done: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return done
-    test = recipe.data.test[0]
-    source = DataSource(path=test.path, format=test.format, template=recipe.prompt.template)
-    return evaluate_model(str(SOURCE_VLM), source, recipe.evaluation, folder, progress=progress)
+    if not file.is_file():
+        test = recipe.data.test[0]
+        source = DataSource(path=test.path, format=test.format, template=recipe.prompt.template)
+        evaluate_model(str(SOURCE_VLM), source, recipe.evaluation, folder, progress=progress)
+    scores: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return scores
 
 
 def _check_folder(out: Path) -> None:
