@@ -76,6 +76,7 @@ def package(work: Path, out: Path) -> None:
     for name in ("source-vlm", "target-llm"):
         shutil.rmtree(out / name, ignore_errors=True)
     shutil.copytree(work / "source-vlm", out / "source-vlm")
+    _forget_paths(out / "source-vlm" / "config.json")
     target = transformers.AutoModelForCausalLM.from_pretrained(work / "target-llm", dtype=torch.float16)
     target.save_pretrained(out / "target-llm")
     transformers.AutoTokenizer.from_pretrained(work / "target-llm").save_pretrained(out / "target-llm")
@@ -98,6 +99,17 @@ def package(work: Path, out: Path) -> None:
     }
     atomic_write_json(out / "manifest.json", {"made": made, "models": models, "files": files})
     print(json.dumps(models, indent=2), sum(facts["bytes"] for facts in files.values()) / 1e6, "MB")
+
+
+def _forget_paths(config: Path) -> None:
+    """Drop the folder that each part was built in: it is a path of the building machine."""
+
+    def kept(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: kept(item) for key, item in value.items() if key != "_name_or_path"}
+        return value
+
+    atomic_write_json(config, kept(json.loads(config.read_text(encoding="utf-8"))))
 
 
 def _llm_facts(spec: llms.LLMSpec, folder: Path, family: str, work: Path) -> dict[str, Any]:
